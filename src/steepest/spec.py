@@ -1,0 +1,57 @@
+"""Values that travel in checkpoints as plain JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Self
+
+
+class Spec:
+    """A frozen dataclass that can be written down as its class's name and its fields, and built again from them.
+
+    Each family (manifolds, norms, transforms) has a direct subclass with a dictionary `known` of its own; every class
+    defined below it, in this package or in a user's, enters that dictionary by being defined. So an optimiser's groups
+    hold nothing but strings, numbers and dictionaries, and load with `weights_only=True`.
+    """
+
+    known: ClassVar[dict[str, type]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if Spec in cls.__bases__:
+            cls.known = {}
+        else:
+            cls.known[cls.__name__] = cls
+
+    def to_spec(self) -> dict[str, Any]:
+        """`{"kind": class name, **fields}`, with nested values written the same way."""
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        return {"kind": type(self).__name__, **{f.name: _write(getattr(self, f.name)) for f in fields}}
+
+    @classmethod
+    def from_spec(cls, spec: dict[str, Any] | str | Self) -> Self:
+        """The value that `to_spec` wrote; a bare name means the class with its default fields."""
+        if isinstance(spec, Spec):
+            return spec  # type: ignore[return-value]
+        spec = {"kind": spec} if isinstance(spec, str) else dict(spec)
+        kind = spec.pop("kind", None)
+        if kind not in cls.known:
+            names = ", ".join(sorted(cls.known)) or "none"
+            raise ValueError(
+                f"unknown {cls.__name__.lower()} {kind!r}: known are {names}. "
+                "If it is your own class, import the module that defines it first."
+            )
+        return cls.known[kind](**{name: cls._read(value) for name, value in spec.items()})
+
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "kind" in value:
+            family = next((f for f in Spec.__subclasses__() if value["kind"] in f.known), cls)
+            return family.from_spec(value)
+        return tuple(cls._read(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def _write(value: Any) -> Any:
+    if isinstance(value, Spec):
+        return value.to_spec()
+    return [_write(v) for v in value] if isinstance(value, list | tuple) else value

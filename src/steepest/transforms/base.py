@@ -1,0 +1,157 @@
+"""What a transform is: coordinates of a gradient in, coordinates of a step out. A chain of them is an optimiser."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import re
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from steepest.manifolds.base import Manifold
+from steepest.spec import Spec
+
+Blocks = tuple[Tensor, ...]
+State = dict[str, Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a transform may know besides its input; read-only."""
+
+    manifold: Manifold
+    frame: Any
+    """`manifold.frame(x)` at the current point x."""
+    lr: float | Tensor
+    step: int
+    """Number of this step, from 1."""
+    block: int = 0
+    """Index of the block at hand."""
+
+    @property
+    def ndim(self) -> int:
+        """Number of trailing dimensions of the block at hand; all before are batch dimensions."""
+        return self.manifold.block_ndims[self.block]
+
+
+class Transform(Spec, abc.ABC):
+    """One idea about gradients, as a frozen dataclass whose fields are its hyper-parameters.
+
+    It acts on one block `h` of the coordinates, shape `(*b, m, n)` (or `(*b, n)`: see `Context.ndim`), and treats batch
+    elements alike and apart, so that an optimiser may stack points of one shape. Coordinates are plain matrices with the
+    Frobenius inner product: a transform knows nothing of the manifold, and so works on all of them.
+    """
+
+    joint: ClassVar[bool] = False
+    """Whether `h` is the tuple of all blocks of a point instead of one block."""
+    carried: ClassVar[tuple[str, ...]] = ()
+    """Keys of first-order state: coordinates that must follow the point when it moves."""
+
+    @property
+    def name(self) -> str:
+        """Prefix of this transform's state keys."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
+
+    def init(self, h: Any) -> State:
+        """State for coordinates like `h`; every tensor begins with h's batch dimensions."""
+        return {}
+
+    @abc.abstractmethod
+    def update(self, h: Any, state: State, ctx: Context) -> Any:
+        """The transformed coordinates. `h` is not changed (it may be the gradient itself); `state` is changed in place."""
+
+    @classmethod
+    @abc.abstractmethod
+    def examples(cls) -> list[Transform]:
+        """Instances that the common suite runs on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Named(Transform):
+    """The transform `inner` under another name, so that one chain can hold two of a kind."""
+
+    label: str
+    inner: Transform
+
+    @property
+    def joint(self) -> bool:  # type: ignore[override]
+        return self.inner.joint
+
+    @property
+    def carried(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.inner.carried
+
+    @property
+    def name(self) -> str:
+        return self.label
+
+    def init(self, h: Any) -> State:
+        return self.inner.init(h)
+
+    def update(self, h: Any, state: State, ctx: Context) -> Any:
+        return self.inner.update(h, state, ctx)
+
+    @classmethod
+    def examples(cls) -> list[Transform]:
+        from steepest.transforms.momentum import Momentum
+
+        return [cls("slow", Momentum(0.99))]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """Transforms one after another, over all blocks of a point. State is one dictionary per block, keyed by
+    `<transform>.<key>`: never by position, so that a checkpoint outlives a change of the chain around it."""
+
+    links: tuple[Transform, ...]
+
+    def __post_init__(self) -> None:
+        names = [link.name for link in self.links]
+        if twice := sorted({n for n in names if names.count(n) > 1 and n not in _stateless(self.links)}):
+            raise ValueError(f"two transforms of one chain are both called {twice}: wrap one as Named('another name', ...)")
+
+    def init(self, h: Blocks) -> tuple[State, ...]:
+        """Fresh state for blocks like `h`."""
+        states: tuple[State, ...] = tuple({} for _ in h)
+        for link in self.links:
+            blocks = [(states[0], h)] if link.joint else zip(states, h, strict=True)
+            for state, block in blocks:
+                state.update({f"{link.name}.{key}": value for key, value in link.init(block).items()})
+        return states
+
+    def update(self, h: Blocks, states: tuple[State, ...], ctx: Context) -> Blocks:
+        """The step's coordinates; `states` is changed in place."""
+        for link in self.links:
+            if link.joint:
+                h = link.update(h, _own(link, states[0]), ctx)
+            else:
+                h = tuple(
+                    link.update(block, _own(link, state), dataclasses.replace(ctx, block=i) if i else ctx)
+                    for i, (block, state) in enumerate(zip(h, states, strict=True))
+                )
+        return h
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """Full keys of the first-order state."""
+        return tuple(f"{link.name}.{key}" for link in self.links for key in link.carried)
+
+
+def chain(*transforms: Transform | Chain) -> Chain:
+    """The transforms, in the order in which they act; chains among them are laid open.
+
+    >>> from steepest.transforms import Dualize, Momentum, chain
+    >>> muon = chain(Momentum(0.95), Dualize())
+    """
+    return Chain(tuple(link for t in transforms for link in (t.links if isinstance(t, Chain) else (t,))))
+
+
+def _own(link: Transform, state: State) -> State:
+    """The part of a block's state that belongs to `link`, under the link's own keys."""
+    start = len(link.name) + 1
+    return {key[start:]: value for key, value in state.items() if key.startswith(link.name + ".")}
+
+
+def _stateless(links: tuple[Transform, ...]) -> set[str]:
+    return {link.name for link in links if type(link).init is Transform.init}
