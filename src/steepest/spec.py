@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any, ClassVar, Self
 
 
@@ -20,7 +21,7 @@ class Spec:
         super().__init_subclass__(**kwargs)
         if Spec in cls.__bases__:
             cls.known = {}
-        else:
+        elif not inspect.isabstract(cls):
             cls.known[cls.__name__] = cls
 
     def to_spec(self) -> dict[str, Any]:

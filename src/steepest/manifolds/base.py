@@ -31,6 +31,11 @@ def like(x: Tensors, parts: Sequence[Tensor]) -> Tensors:
     return tuple(parts) if isinstance(x, tuple) else parts[0]
 
 
+def total(x: Tensor, ndim: int) -> Tensor:
+    """Sum over the last `ndim` dimensions; torch's own sum over none of them would sum over all."""
+    return x.sum(tuple(range(-ndim, 0))) if ndim else x
+
+
 class Manifold(Spec, abc.ABC):
     """A matrix manifold; a frozen dataclass whose fields are its metric, its retraction and its sizes.
 
@@ -49,8 +54,6 @@ class Manifold(Spec, abc.ABC):
     """Number of tensors that make up a point."""
     ndim: ClassVar[int] = 2
     """Number of trailing dimensions of one point; all before are batch dimensions."""
-    fixed_scale: ClassVar[bool] = True
-    """Whether a point cannot be scaled: then weight decay has no direction here and does nothing."""
     identity_carry: ClassVar[bool] = False
     """Whether `carry` returns its argument, so that an optimiser may leave the call out."""
 
@@ -99,9 +102,9 @@ class Manifold(Spec, abc.ABC):
     def _move(self, f: Any, h: Any) -> Any:
         """`retract(x, push(x, h))` at the frame f: the step of every optimiser."""
 
-    def _radial(self, f: Any) -> Any:
-        """Coordinates of the tangent part of the point itself: the direction in which the matrix grows as a whole."""
-        raise NotImplementedError(f"{type(self).__name__} fixes the scale of its points")
+    def _decay(self, f: Any, h: Any, rate: float) -> Any:
+        """Ascent coordinates h plus `rate` times those in which the matrix grows as a whole; h where its scale is fixed."""
+        return h
 
     @abc.abstractmethod
     def project(self, x: Any) -> Any:
@@ -159,9 +162,10 @@ class Manifold(Spec, abc.ABC):
         f = self.frame(x)
         return self._move(f, self._coords(f, v))
 
-    def radial(self, x: Any) -> Any:
-        """Coordinates of the tangent part of x itself; weight decay moves against it."""
-        return self._radial(self.frame(x))
+    def decay(self, x: Any, h: Any, rate: float) -> Any:
+        """Weight decay: h plus `rate` times the coordinates of the tangent part of x itself, the direction in which the
+        matrix grows as a whole; a step against them shrinks it by the factor 1 - lr * rate. h where x cannot shrink."""
+        return self._decay(self.frame(x), h, rate)
 
     def grad(self, x: Any, g: Any) -> Any:
         """Riemannian gradient: the tangent vector of steepest ascent for the Euclidean gradient g."""
@@ -172,7 +176,7 @@ class Manifold(Spec, abc.ABC):
         """Riemannian inner product of tangent vectors at x, shape `(*b,)`."""
         f = self.frame(x)
         pairs = zip(as_tuple(self._coords(f, u)), as_tuple(self._coords(f, v)), self.block_ndims, strict=True)
-        return sum((a * b).sum(tuple(range(-k, 0))) for a, b, k in pairs)  # type: ignore[return-value]
+        return sum(total(a * b, k) for a, b, k in pairs)  # type: ignore[return-value]
 
     def norm(self, x: Any, v: Any) -> Tensor:
         """Riemannian norm of a tangent vector at x, shape `(*b,)`."""

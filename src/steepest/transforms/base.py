@@ -53,7 +53,7 @@ class Transform(Spec, abc.ABC):
         """Prefix of this transform's state keys."""
         return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
 
-    def init(self, h: Any) -> State:
+    def init(self, h: Any, ctx: Context) -> State:
         """State for coordinates like `h`; every tensor begins with h's batch dimensions."""
         return {}
 
@@ -86,8 +86,8 @@ class Named(Transform):
     def name(self) -> str:
         return self.label
 
-    def init(self, h: Any) -> State:
-        return self.inner.init(h)
+    def init(self, h: Any, ctx: Context) -> State:
+        return self.inner.init(h, ctx)
 
     def update(self, h: Any, state: State, ctx: Context) -> Any:
         return self.inner.update(h, state, ctx)
@@ -109,15 +109,17 @@ class Chain:
     def __post_init__(self) -> None:
         names = [link.name for link in self.links]
         if twice := sorted({n for n in names if names.count(n) > 1 and n not in _stateless(self.links)}):
-            raise ValueError(f"two transforms of one chain are both called {twice}: wrap one as Named('another name', ...)")
+            raise ValueError(
+                f"two transforms of one chain are both called {twice}: wrap one as Named('another name', ...)"
+            )
 
-    def init(self, h: Blocks) -> tuple[State, ...]:
+    def init(self, h: Blocks, ctx: Context) -> tuple[State, ...]:
         """Fresh state for blocks like `h`."""
         states: tuple[State, ...] = tuple({} for _ in h)
         for link in self.links:
-            blocks = [(states[0], h)] if link.joint else zip(states, h, strict=True)
-            for state, block in blocks:
-                state.update({f"{link.name}.{key}": value for key, value in link.init(block).items()})
+            blocks = [(states[0], h, ctx)] if link.joint else zip(states, h, _each_block(ctx, h), strict=True)
+            for state, block, at in blocks:
+                state.update({f"{link.name}.{key}": value for key, value in link.init(block, at).items()})
         return states
 
     def update(self, h: Blocks, states: tuple[State, ...], ctx: Context) -> Blocks:
@@ -126,10 +128,8 @@ class Chain:
             if link.joint:
                 h = link.update(h, _own(link, states[0]), ctx)
             else:
-                h = tuple(
-                    link.update(block, _own(link, state), dataclasses.replace(ctx, block=i) if i else ctx)
-                    for i, (block, state) in enumerate(zip(h, states, strict=True))
-                )
+                parts = zip(h, states, _each_block(ctx, h), strict=True)
+                h = tuple(link.update(block, _own(link, state), at) for block, state, at in parts)
         return h
 
     @property
@@ -147,10 +147,21 @@ def chain(*transforms: Transform | Chain) -> Chain:
     return Chain(tuple(link for t in transforms for link in (t.links if isinstance(t, Chain) else (t,))))
 
 
+def as_matrix(h: Tensor, ndim: int) -> Tensor:
+    """A block as a matrix: a vector is a column, and of three axes or more the first one counts the rows."""
+    shape = h.shape[h.ndim - ndim :]
+    rows = shape[0] if shape else 1
+    return h.reshape(*h.shape[: h.ndim - ndim], rows, shape.numel() // rows if rows else 0)
+
+
 def _own(link: Transform, state: State) -> State:
     """The part of a block's state that belongs to `link`, under the link's own keys."""
     start = len(link.name) + 1
     return {key[start:]: value for key, value in state.items() if key.startswith(link.name + ".")}
+
+
+def _each_block(ctx: Context, h: Blocks) -> list[Context]:
+    return [dataclasses.replace(ctx, block=i) if i else ctx for i in range(len(h))]
 
 
 def _stateless(links: tuple[Transform, ...]) -> set[str]:

@@ -1,0 +1,134 @@
+"""Matrices of fixed rank, as a product of two factors."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from steepest.linalg import triangular_inverse
+from steepest.manifolds.base import Manifold
+
+Pair = tuple[Tensor, Tensor]
+
+
+class FixedRankFrame(NamedTuple):
+    """The factors and the r x r Cholesky factors of their Gram matrices, these in float64."""
+
+    b: Tensor
+    a: Tensor
+    la: Tensor
+    la_inv: Tensor
+    lb: Tensor
+    lb_inv: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedRank(Manifold):
+    """Matrices W = B A of rank r, as pairs of B `(*b, m, r)` and A `(*b, r, n)`: LoRA's two factors are one point.
+
+    (B M, M^-1 A) is the same W for every invertible M, and the metric tr(U_B A A^T V_B^T) + tr(U_A^T B^T B V_A) does not
+    see the difference: whatever the scaling of the factors, an optimiser that acts on singular values or linearly (SGD,
+    momentum, Muon) makes the same steps of W, and an entrywise one (Adam) does so under lower triangular M, scalings
+    among them. With La La^T = A A^T and Lb Lb^T = B^T B, `push((B, A), (hB, hA)) = (hB La^-1, Lb^-T hA)`.
+
+    LoRA starts from B = 0, where that metric is degenerate: a zero factor counts as orthonormal, so that the other
+    one's gradient, zero there, moves nothing. Within a factor, a direction that is dependent on the ones before it, up
+    to the precision of its entries, is left out until it has grown: it would be divided by rounding errors.
+
+    Mishra, Apuroop and Sepulchre 2012 (1211.1550); Tong, Ma and Chi 2021 (2005.08898); Zhang and Pilanci 2024 (2402.02347).
+    That the r x r algebra is in float64 with so little damping keeps the invariance; see the tests.
+
+    >>> b, a = FixedRank().random_point(((6, 2), (2, 5)))
+    >>> torch.linalg.matrix_rank(b @ a).item()
+    2
+    """
+
+    arity: ClassVar[int] = 2
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """One block beside each factor."""
+        return ("B", "A")
+
+    def frame(self, x: Pair) -> FixedRankFrame:
+        """Gram factors and their inverses; products with the tall factors come last, one for each."""
+        b, a = x
+        return FixedRankFrame(b, a, *_gram_factor(a.mT), *_gram_factor(b))
+
+    def _push(self, f: FixedRankFrame, h: Pair) -> Pair:
+        return h[0] @ f.la_inv.to(h[0].dtype), f.lb_inv.mT.to(h[1].dtype) @ h[1]
+
+    def _pull(self, f: FixedRankFrame, g: Pair) -> Pair:
+        return g[0] @ f.la_inv.mT.to(g[0].dtype), f.lb_inv.to(g[1].dtype) @ g[1]
+
+    def _coords(self, f: FixedRankFrame, v: Pair) -> Pair:
+        return v[0] @ f.la.to(v[0].dtype), f.lb.mT.to(v[1].dtype) @ v[1]
+
+    def _carry(self, f: FixedRankFrame, to: FixedRankFrame, h: Pair) -> Pair:
+        # Through the tangent vector, so that momentum keeps the invariance; the two r x r matrices first.
+        return h[0] @ (f.la_inv @ to.la).to(h[0].dtype), (to.lb.mT @ f.lb_inv.mT).to(h[1].dtype) @ h[1]
+
+    def _move(self, f: FixedRankFrame, h: Pair) -> Pair:
+        vb, va = self._push(f, h)
+        return f.b + vb, f.a + va
+
+    def _decay(self, f: FixedRankFrame, h: Pair, rate: float) -> Pair:
+        b, a = self._coords(f, (f.b, f.a))
+        return h[0] + rate / 2 * b, h[1] + rate / 2 * a  # half in each factor: d(B A) = B A
+
+    def project(self, x: Pair) -> Pair:
+        """x itself: every pair is a point, or a limit of points where a factor has lost rank."""
+        return x
+
+    def residual(self, x: Pair) -> Tensor:
+        """Zero; NaN where an entry is not finite."""
+        return (x[0] * 0).sum((-2, -1)) + (x[1] * 0).sum((-2, -1))
+
+    def random_point(self, shape: tuple[Any, Any], *, generator: Any = None, **kwargs: Any) -> Pair:
+        """Gaussian factors, scaled so that the entries of W have variance one."""
+        b, a = (torch.randn(s, generator=generator, **kwargs) for s in shape)
+        return b / shape[1][-2] ** 0.25, a / shape[1][-2] ** 0.25
+
+    def shape_error(self, x: Pair) -> str:
+        """A pair that multiplies, of rank at most its sides."""
+        b, a = (tuple(t.shape) for t in x)
+        if len(b) < 2 or len(a) < 2 or b[-1] != a[-2] or b[:-2] != a[:-2]:
+            return f"B of shape {b} and A of shape {a} do not multiply to W = B A: expected (..., m, r) and (..., r, n)"
+        if b[-1] > min(b[-2], a[-1]):
+            return f"rank r = {b[-1]} exceeds a side of W, {b[-2]} x {a[-1]}: expected r <= min(m, n)"
+        return ""
+
+    @classmethod
+    def examples(cls) -> list[tuple[Manifold, Any]]:
+        """Low rank, rank one, full rank."""
+        return [(cls(), ((6, 2), (2, 5))), (cls(), ((4, 1), (1, 3))), (cls(), ((3, 3), (3, 4)))]
+
+
+def _gram_factor(b: Tensor) -> tuple[Tensor, Tensor]:
+    """L lower triangular with L L^T = B^T B, and its inverse, for B `(*b, m, r)`; both in float64.
+
+    The damping follows the precision of B's entries: (16 eps)^2 relative to the trace. A Gram matrix in float64 cannot
+    hold that for float64 entries, so there the factor of B L^-T, nearly orthonormal, refines the first (CholeskyQR2).
+    Rows of the inverse that belong to dependent directions are zero.
+    """
+    eps = max(torch.finfo(b.dtype).eps, torch.finfo(torch.float32).eps if b.dtype != torch.float64 else 0.0)
+    b = b.double()
+    r = b.shape[-1]
+    eye = torch.eye(r, dtype=b.dtype, device=b.device)
+    gram = b.mT @ b
+    trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    zero = trace == 0
+    damping = (16 * eps) ** 2
+    first = damping if eps > 1e-10 else 4 * r * eps
+    l, _ = torch.linalg.cholesky_ex(torch.where(zero, eye, gram + first * trace * eye))
+    inv = triangular_inverse(l)
+    if eps <= 1e-10:
+        q = b @ inv.mT
+        second, _ = torch.linalg.cholesky_ex(torch.where(zero, eye, q.mT @ q + 4 * r * eps * eye))
+        l, inv = l @ second, triangular_inverse(second) @ inv
+        damping = (4 * r * eps) ** 2
+    pivot = l.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
+    return l, torch.where(zero | (pivot**2 > 16 * damping * trace), inv, 0.0)

@@ -1,0 +1,99 @@
+"""Subspaces, represented by orthonormal bases."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steepest.linalg import cholesky_qr, polar
+from steepest.manifolds.base import Manifold
+from steepest.manifolds.stiefel import Stiefel, _euclidean_exp
+
+
+@dataclasses.dataclass(frozen=True)
+class Grassmann(Manifold):
+    """Subspaces of dimension p of R^n: matrices X `(*b, n, p)`, X^T X = I, of which only the span counts.
+
+    Tangent vectors are horizontal, X^T V = 0, and the frame is the orthogonal projection onto them. Functions to be
+    minimised must depend on the span alone: f(X Q) = f(X) for orthogonal Q.
+
+    Edelman, Arias and Smith 1998 (physics/9806030), section 2.5; Bendokat, Zimmermann and Absil 2020 (2011.13699).
+
+    >>> x, y = torch.eye(4)[:, :2], torch.eye(4)[:, 2:]
+    >>> round(Grassmann().dist(x, y).item(), 4)  # two right angles
+    2.2214
+    """
+
+    def _push(self, x: Tensor, h: Tensor) -> Tensor:
+        return h - x @ (x.mT @ h)
+
+    def _pull(self, x: Tensor, g: Tensor) -> Tensor:
+        return g - x @ (x.mT @ g)
+
+    def _coords(self, x: Tensor, v: Tensor) -> Tensor:
+        return v
+
+    def _conform(self, x: Tensor, h: Tensor) -> Tensor:
+        return self._push(x, h)
+
+    def _move(self, x: Tensor, h: Tensor) -> Tensor:
+        return cholesky_qr(x + self._push(x, h))
+
+    def exp(self, x: Tensor, v: Tensor) -> Tensor:
+        """End of the geodesic that leaves x with velocity v."""
+        return _euclidean_exp(x, v)  # the same curve on Stiefel, as X^T V = 0
+
+    def log(self, x: Tensor, y: Tensor) -> Tensor:
+        """The horizontal v of least norm whose `exp(x, v)` spans what y spans; not unique, and not reliable, where a
+        principal angle is a right one."""
+        u, cosine, wh = torch.linalg.svd(y.mT @ x)
+        aligned = y @ (u @ wh)  # the basis of y's span that is nearest to x
+        k = aligned - x @ (x.mT @ aligned)
+        sine = torch.linalg.vector_norm(k @ wh.mT, dim=-2)
+        angle = torch.atan2(sine, cosine)
+        ratio = torch.where(sine > 0, angle / torch.where(sine > 0, sine, 1), 1)
+        return ((k @ wh.mT) * ratio.unsqueeze(-2)) @ wh
+
+    def dist(self, x: Tensor, y: Tensor) -> Tensor:
+        """Root of the summed squares of the principal angles, from their sines and cosines (Bjorck and Golub 1973), so
+        that small and large angles are equally accurate."""
+        xy = x.mT @ y
+        sine, cosine = torch.linalg.svdvals(y - x @ xy), torch.linalg.svdvals(xy)
+        return torch.linalg.vector_norm(torch.atan2(sine[..., : xy.shape[-1]], cosine.flip(-1)), dim=-1)
+
+    def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """Parallel transport along the shortest geodesic, up to the basis of y's span: v at x, the result at y itself."""
+        u, _, wh = torch.linalg.svd(y.mT @ x)
+        rotation = u @ wh
+        k = self.log(x, y)
+        # expm of the generator K X^T - X K^T carries X to Y R and every horizontal vector along the geodesic.
+        left, right = torch.cat([k, x], -1), torch.cat([x, -k], -1)
+        p = x.shape[-1]
+        top = torch.cat([right.mT @ left, right.mT @ v], -1)
+        generator = torch.cat([top, torch.zeros_like(top[..., :p, :])], -2)
+        moved = v + left @ torch.linalg.matrix_exp(generator)[..., : 2 * p, 2 * p :]
+        return moved @ rotation.mT
+
+    def project(self, x: Tensor) -> Tensor:
+        """Polar factor: the nearest orthonormal matrix, and a basis of x's own span."""
+        return polar(x)
+
+    def residual(self, x: Tensor) -> Tensor:
+        """Largest entry of `|X^T X - I|`."""
+        return Stiefel().residual(x)
+
+    def random_point(self, shape: tuple[int, ...], *, generator: Any = None, **kwargs: Any) -> Tensor:
+        """Uniform under rotations."""
+        return polar(torch.randn(shape, generator=generator, **kwargs))
+
+    def shape_error(self, x: Tensor) -> str:
+        """Tall or square matrices."""
+        return Stiefel().shape_error(x)
+
+    @classmethod
+    def examples(cls) -> list[tuple[Manifold, Any]]:
+        """Planes, lines, more than half of the space."""
+        return [(cls(), (6, 2)), (cls(), (5, 1)), (cls(), (5, 3))]

@@ -1,0 +1,124 @@
+"""Symmetric positive definite matrices."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steepest.linalg import sym, sym_exp, sym_log, sym_sqrt
+from steepest.manifolds.base import Manifold
+
+RETRACTIONS = ("exp", "second_order")
+
+
+@dataclasses.dataclass(frozen=True)
+class SPD(Manifold):
+    """Symmetric positive definite matrices X `(*b, n, n)` under the affine-invariant metric tr(X^-1 U X^-1 V).
+
+    The frame comes from the Cholesky factor, X = L L^T, which varies smoothly with X: `push(X, S) = L sym(S) L^T`.
+    Geodesics reach every positive definite matrix and never leave; both retractions are positive definite by
+    construction, as the product of a matrix with its transpose, however large the step.
+
+    Args:
+        retraction: "exp", the geodesic, by one eigendecomposition, or "second_order", X + V + V X^-1 V / 2, by products.
+
+    Pennec, Fillard and Ayache 2006; Bhatia 2007, chapter 6; Jeuris, Vandebril and Vandereycken 2012 (second order).
+
+    >>> x = torch.eye(2)
+    >>> round(SPD().dist(x, torch.e * x).item(), 4)
+    1.4142
+    """
+
+    retraction: str = "exp"
+
+    def __post_init__(self) -> None:
+        if self.retraction not in RETRACTIONS:
+            raise ValueError(f"retraction: unknown {self.retraction!r}, expected one of {', '.join(RETRACTIONS)}")
+
+    def frame(self, x: Tensor) -> Tensor:
+        """Cholesky factor L; NaN where x is not positive definite."""
+        return _cholesky(x)
+
+    def _push(self, l: Tensor, h: Tensor) -> Tensor:
+        return l @ sym(h) @ l.mT
+
+    def _pull(self, l: Tensor, g: Tensor) -> Tensor:
+        return l.mT @ sym(g) @ l
+
+    def _coords(self, l: Tensor, v: Tensor) -> Tensor:
+        half = torch.linalg.solve_triangular(l, sym(v), upper=False)
+        return sym(torch.linalg.solve_triangular(l, half.mT, upper=False))
+
+    def _conform(self, l: Tensor, h: Tensor) -> Tensor:
+        return sym(h)
+
+    def _move(self, l: Tensor, h: Tensor) -> Tensor:
+        if self.retraction == "exp":
+            return _square(l @ sym_exp(h / 2))
+        return (_square(l) + _square(l + l @ sym(h))) / 2  # L (I + S + S^2 / 2) L^T
+
+    def _decay(self, l: Tensor, h: Tensor, rate: float) -> Tensor:
+        return h + rate * torch.eye(l.shape[-1], dtype=l.dtype, device=l.device)  # push(X, I) = X
+
+    def exp(self, x: Tensor, v: Tensor) -> Tensor:
+        """End of the geodesic that leaves x with velocity v."""
+        l = self.frame(x)
+        return _square(l @ sym_exp(self._coords(l, v) / 2))
+
+    def log(self, x: Tensor, y: Tensor) -> Tensor:
+        """The v with `exp(x, v) == y`; unique."""
+        l = self.frame(x)
+        return self._push(l, sym_log(self._coords(l, y)))
+
+    def dist(self, x: Tensor, y: Tensor) -> Tensor:
+        """`|log(L^-1 Y L^-T)|`, shape `(*b,)`."""
+        whitened = self._coords(self.frame(x), y)
+        return torch.linalg.vector_norm(sym_log(whitened), dim=(-2, -1))
+
+    def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """Parallel transport along the geodesic: E V E^T with E = (Y X^-1)^(1/2)."""
+        l = self.frame(x)
+        root = sym_sqrt(self._coords(l, y))
+        return self._push(l, root @ self._coords(l, v) @ root)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Symmetric part with eigenvalues raised to at least `sqrt(eps)` times the largest: the set is open, so there is
+        no nearest point, and this one can be computed with."""
+        w, v = torch.linalg.eigh(sym(x))
+        floor = torch.finfo(x.dtype).eps ** 0.5 * w[..., -1:].clamp_min(0)
+        return _square(v * torch.maximum(w, floor).sqrt().unsqueeze(-2))
+
+    def residual(self, x: Tensor) -> Tensor:
+        """Asymmetry relative to the largest entry; infinite where the symmetric part is not positive definite."""
+        asymmetry = (x - x.mT).abs().amax((-2, -1)) / x.abs().amax((-2, -1))
+        _, info = torch.linalg.cholesky_ex(sym(x))
+        return torch.where(info == 0, asymmetry, torch.inf)
+
+    def random_point(self, shape: tuple[int, ...], *, generator: Any = None, **kwargs: Any) -> Tensor:
+        """A Gaussian matrix times its transpose, scaled to trace about n, plus a tenth of the identity."""
+        a = torch.randn(shape, generator=generator, **kwargs)
+        return _square(a) / shape[-1] + 0.1 * torch.eye(shape[-1], dtype=a.dtype, device=a.device)
+
+    def shape_error(self, x: Tensor) -> str:
+        """Square matrices."""
+        if x.ndim >= 2 and x.shape[-2] == x.shape[-1]:
+            return ""
+        return f"shape {tuple(x.shape)} is not (..., n, n): a symmetric matrix is square"
+
+    @classmethod
+    def examples(cls) -> list[tuple[Manifold, Any]]:
+        """Both retractions; 1 x 1."""
+        return [(cls(), (4, 4)), (cls("second_order"), (3, 3)), (cls(), (1, 1))]
+
+
+def _cholesky(x: Tensor) -> Tensor:
+    l, info = torch.linalg.cholesky_ex(sym(x))
+    return torch.where((info == 0)[..., None, None], l, torch.nan)
+
+
+def _square(m: Tensor) -> Tensor:
+    """M M^T, symmetric to the last bit."""
+    return sym(m @ m.mT)

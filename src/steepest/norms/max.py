@@ -1,0 +1,34 @@
+"""The largest entry."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import Tensor
+
+from steepest.norms.base import Norm
+
+
+@dataclasses.dataclass(frozen=True)
+class Max(Norm):
+    """Largest absolute entry; its dual map is the sign: steepest descent under it is signSGD.
+
+    Bernstein, Wang, Azizzadenesheli and Anandkumar 2018 (1802.04434).
+
+    >>> import torch
+    >>> Max().dual(torch.tensor([[2.0, -0.5]]))
+    tensor([[ 1., -1.]])
+    """
+
+    def value(self, h: Tensor) -> Tensor:
+        """Largest absolute entry."""
+        return h.abs().amax((-2, -1))
+
+    def dual(self, g: Tensor) -> Tensor:
+        """Signs of the entries."""
+        return g.sign()
+
+    @classmethod
+    def examples(cls) -> list[Norm]:
+        """The norm."""
+        return [cls()]

@@ -1,0 +1,127 @@
+"""How a parameter gets its geometry: a plain dictionary on the module that owns it.
+
+Attributes of a parameter, subclasses of it and registries by identity are lost, silently, under deepcopy,
+`load_state_dict(assign=True)`, PEFT's casting, FSDP2 or tensor parallelism; an entry on the module survives all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steepest.manifolds.base import Manifold, as_tuple, like, widen
+from steepest.optim.axes import from_matrix, pattern_error, to_matrix
+
+ATTRIBUTE = "_steepest"
+
+
+@dataclasses.dataclass(frozen=True)
+class Constraint:
+    """The manifold of a point, and for each of its tensors the einops pattern that makes it a matrix."""
+
+    manifold: Manifold
+    matrix: tuple[str | None, ...]
+    sizes: dict[str, int]
+
+    def point(self, tensors: Sequence[Tensor]) -> Any:
+        """The tensors as one point, computed with in at least float32."""
+        parts = tuple(widen(to_matrix(t, p, self.sizes)) for t, p in zip(tensors, self.matrix, strict=True))
+        return parts if self.manifold.arity > 1 else parts[0]
+
+    def write(self, tensors: Sequence[Tensor], x: Any) -> None:
+        """Copy a point back into its tensors."""
+        for t, part, p in zip(tensors, as_tuple(x), self.matrix, strict=True):
+            t.copy_(from_matrix(part, p, t))
+
+
+def constrain(
+    module: nn.Module,
+    names: str | Sequence[str],
+    manifold: Manifold,
+    *,
+    matrix: str | Sequence[str | None] | None = None,
+    project: bool = True,
+    **sizes: int,
+) -> nn.Module:
+    """Declare that parameters of `module` form a point of `manifold`; optimisers of this library keep them there.
+
+    Args:
+        module: the owner of the parameters.
+        names: the parameter's name, or the names that make up one point; a dotted name reaches into a submodule.
+        manifold: where they live; `Euclidean()` only to say which axes form the matrix.
+        matrix: einops pattern from the parameter to `(..., rows, columns)`, where it is not a matrix of that shape:
+            "o i -> i o" for orthonormal rows, "o i h w -> o (i h w)" for a convolution; one for each name, or one for all.
+        project: move the parameters to the nearest point now. With False a point off the manifold is refused.
+        sizes: lengths of axes that the pattern takes apart, such as `s=3` for "(s o) i -> s o i".
+
+    Returns:
+        The module.
+
+    >>> layer = constrain(torch.nn.Linear(8, 3), "weight", Stiefel(), matrix="o i -> i o")
+    >>> bool((layer.weight @ layer.weight.T - torch.eye(3)).abs().max() < 1e-5)
+    True
+    """
+    names = (names,) if isinstance(names, str) else tuple(names)
+    if len(names) != manifold.arity:
+        raise ValueError(
+            f"names: a point of {manifold} is made of {manifold.arity} tensor(s), got {len(names)}: {names}"
+        )
+    patterns = (matrix,) * len(names) if matrix is None or isinstance(matrix, str) else tuple(matrix)
+    if len(patterns) != len(names):
+        raise ValueError(f"matrix: got {len(patterns)} patterns for {len(names)} names")
+    tensors = [_parameter(module, name) for name in names]
+    for name, t, pattern in zip(names, tensors, patterns, strict=True):
+        if not t.is_floating_point():
+            raise ValueError(f"names: {name!r} has dtype {t.dtype}, expected a real floating point parameter")
+        if pattern is not None and (fault := pattern_error(tuple(t.shape), pattern, sizes)):
+            raise ValueError(fault)
+    constraint = Constraint(manifold, patterns, dict(sizes))
+    label = f"{type(module).__name__}.{', '.join(names)}"
+    if not any(t.is_meta for t in tensors):
+        _move_there(constraint, tensors, label, project)
+    for entry in [e for e in constraints(module) if set(e) & set(names)]:
+        del constraints(module)[entry]
+    constraints(module, create=True)[names] = constraint
+    return module
+
+
+def constraints(module: nn.Module, *, create: bool = False) -> dict[tuple[str, ...], Constraint]:
+    """The module's own constraints, by the names of their parameters; empty where it has none."""
+    return module.__dict__.setdefault(ATTRIBUTE, {}) if create else module.__dict__.get(ATTRIBUTE, {})
+
+
+def owners() -> Iterator[nn.Module]:
+    """Every living module with constraints: how an optimiser that is handed bare tensors finds their geometry. It asks
+    the garbage collector, as only that knows of copies and of unpickled modules."""
+    for thing in gc.get_objects():
+        if issubclass(type(thing), nn.Module) and ATTRIBUTE in thing.__dict__:
+            yield thing
+
+
+def _parameter(module: nn.Module, name: str) -> nn.Parameter:
+    try:
+        return module.get_parameter(name)
+    except AttributeError:
+        known = ", ".join(n for n, _ in module.named_parameters()) or "none"
+        raise ValueError(f"names: {type(module).__name__} has no parameter {name!r}; it has {known}") from None
+
+
+@torch.no_grad()
+def _move_there(constraint: Constraint, tensors: Sequence[Tensor], label: str, project: bool) -> None:
+    manifold, x = constraint.manifold, constraint.point(tensors)
+    if fault := manifold.shape_error(x):
+        raise ValueError(f"{label}: {fault}")
+    if not all(t.isfinite().all() for t in tensors):
+        raise ValueError(f"{label}: has NaN or infinite entries; initialise it first")
+    if project and not manifold.residual(x).max() <= 8 * torch.finfo(as_tuple(x)[0].dtype).eps:
+        x = manifold.project(x)
+    try:
+        manifold.check_point(x, label)
+    except ValueError as error:
+        raise ValueError(f"{error} (nothing was changed)" if project else f"{error} Or pass project=True.") from None
+    constraint.write(tensors, like(x, [part for part in as_tuple(x)]))

@@ -1,0 +1,291 @@
+"""The one optimiser: every method is a chain of transforms, run here on every manifold."""
+
+from __future__ import annotations
+
+import abc
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar, overload
+
+import torch
+from torch import Tensor
+
+from steepest.checks import check_range
+from steepest.manifolds.base import Manifold, as_tuple
+from steepest.manifolds.euclidean import Euclidean
+from steepest.optim.bucket import Bucket, Buckets, Point
+from steepest.optim.constrain import Constraint, constraints, owners
+from steepest.transforms.base import Chain, Context
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {}
+"""Every optimiser by its name in lower case; a class enters by being defined."""
+
+PLAIN = {"geometry": None, "matrix": None, "sizes": {}}
+"""What a group says of plain parameters."""
+
+
+class Optimizer(torch.optim.Optimizer, abc.ABC):
+    """A `torch.optim.Optimizer` whose step is `retract(x, push(x, -lr * chain(pull(x, g))))`.
+
+    Parameters come as torch takes them: tensors, named tensors or groups; `param_groups(model)` makes groups that know
+    the model's geometry, and constrained parameters are recognised among bare tensors as well. A group may hold, besides
+    the method's options, `geometry` (a manifold, or its spec), `matrix` and `sizes` (see `constrain`) and `role`; of a
+    manifold with several tensors to a point, `params` lists one point after another.
+
+    All options are read from the group at each step, so that schedulers move them and checkpoints hold them. State is kept
+    for each tensor, under `<transform>.<key>`, in float32 for the half precisions. Points of one small shape step as one
+    batch. A gradient with NaN or infinite entries raises an error before anything is changed (`nonfinite="raise"`), leaves
+    out its point (`"skip"`), or is not looked for (`"ignore"`, which saves one synchronisation a step on a GPU).
+
+    A subclass gives `chain(group)`, and passes its options' defaults to `__init__`.
+    """
+
+    needs_matrices: ClassVar[bool] = False
+    """Whether parameters must be seen as matrices, by their groups' `matrix` patterns."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not inspect.isabstract(cls):
+            OPTIMIZERS[cls.__name__.lower()] = cls
+
+    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+        self._buckets = Buckets()
+        super().__init__(params, {"maximize": False, "nonfinite": "raise", **defaults})
+
+    @abc.abstractmethod
+    def chain(self, group: dict[str, Any]) -> Chain:
+        """The method with the options of one group."""
+
+    # Building. --------------------------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; one that mixes constrained with plain parameters, or matrices with others where the method tells
+        them apart, becomes several."""
+        if not isinstance(param_group, dict):
+            raise TypeError(f"param_group: expected a dictionary, got {type(param_group).__name__}")
+        for group in self._sort(_normalise(param_group)):
+            self._check(group)
+            super().add_param_group(group)
+
+    def _sort(self, group: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The group, or its parts where it does not say what its parameters are."""
+        if "geometry" in group:
+            yield {**PLAIN, **group}
+            return
+        rest = list(range(len(group["params"])))
+        position = {id(p): i for i, p in enumerate(group["params"])}
+        for constraint, ids in _constrained({id(p) for p in group["params"]}):
+            if missing := [i for i in ids if i not in position]:
+                raise ValueError(
+                    f"params: {len(missing)} tensor(s) of a point of {constraint.manifold} are in no, or in another, "
+                    "parameter group; give all tensors of a point together, best by param_groups(model)."
+                )
+            index = [position[i] for i in ids]
+            rest = [i for i in rest if i not in index]
+            euclidean = isinstance(constraint.manifold, Euclidean)
+            spec = {"geometry": None if euclidean else constraint.manifold.to_spec(), "sizes": dict(constraint.sizes)}
+            role = {"role": "matrix" if euclidean else "point", "matrix": list(constraint.matrix)}
+            yield {**_part(group, index), **spec, **role}
+        if rest:
+            yield from self._sort_plain({**_part(group, rest), **PLAIN})
+
+    def _sort_plain(self, group: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """A group of plain parameters, or its parts."""
+        yield group
+
+    def _check(self, group: dict[str, Any]) -> None:
+        """Refuse a group that cannot be stepped, before anything is kept of it."""
+        for name, p in zip(_names(group), group["params"], strict=True):
+            if not isinstance(p, Tensor):
+                raise TypeError(f"params: expected tensors, got {type(p).__name__}")
+            if not p.is_floating_point():
+                raise ValueError(f"{name}: has dtype {p.dtype}, expected a real floating point dtype")
+        if group["geometry"] is not None:
+            group["geometry"] = Manifold.from_spec(group["geometry"]).to_spec()
+        group["shapes"] = [list(p.shape) for p in group["params"]]
+        full = {**self.defaults, **group}
+        if full["nonfinite"] not in ("raise", "skip", "ignore"):
+            raise ValueError(f"nonfinite: got {full['nonfinite']!r}, expected 'raise', 'skip' or 'ignore'")
+        check_range("lr", float(full["lr"]))
+        self.chain(full)
+        for point in self._points(full):
+            point.check()
+
+    def _points(self, group: dict[str, Any]) -> list[Point]:
+        """The points of a group, from the tensors that it holds now."""
+        params, names = group["params"], _names(group)
+        manifold = Manifold.from_spec(group["geometry"]) if group["geometry"] is not None else None
+        arity = manifold.arity if manifold else 1
+        if len(params) % arity:
+            raise ValueError(f"params: a point of {manifold} is made of {arity} tensors, got {len(params)} tensors")
+        pattern = group["matrix"]
+        matrix = (pattern,) * arity if pattern is None or isinstance(pattern, str) else tuple(pattern)
+        as_matrix = manifold is not None or (self.needs_matrices and group.get("role") != "other")
+        matrix = matrix if as_matrix else (None,) * arity
+        points = []
+        for i in range(0, len(params), arity):
+            ndim = 2 if as_matrix else params[i].ndim
+            constraint = Constraint(manifold or Euclidean(ndim), matrix, group["sizes"])
+            points.append(Point(tuple(params[i : i + arity]), tuple(names[i : i + arity]), constraint))
+        return points
+
+    # Stepping. --------------------------------------------------------------------------------------------------------
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step on every point that has a gradient.
+
+        Args:
+            closure: computes the loss anew, with gradients enabled, and returns it.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        work = [(g, [p for p in self._points(g) if p.has_grad()]) for g in self.param_groups]
+        bad = _nonfinite([p for g, points in work if g["nonfinite"] != "ignore" for p in points])
+        for group, points in work:
+            if bad and group["nonfinite"] == "raise" and (hit := [p for p in points if p in bad]):
+                raise ValueError(
+                    f"the gradient of {', '.join(n for p in hit[:5] for n in p.names)} has NaN or infinite entries; nothing "
+                    "was changed. Look for a loss that overflows (a GradScaler for float16, a smaller lr, gradient "
+                    "clipping), or pass nonfinite='skip' to leave such parameters out of a step."
+                )
+        for group, points in work:
+            chain = self.chain(group)
+            for bucket in self._buckets.of([p for p in points if p not in bad], self.state):
+                _update(bucket, chain, group)
+        return loss
+
+    def residual(self) -> float:
+        """The largest distance of a constrained parameter from its manifold: feasibility, as a number without unit."""
+        points = [p for g in self.param_groups if g["geometry"] is not None for p in self._points(g)]
+        return max((p.constraint.manifold.residual(p.value()).max().item() for p in points), default=0.0)
+
+    # Checkpoints. -----------------------------------------------------------------------------------------------------
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore options and state; refuses a state of other parameters, in another order or on other manifolds."""
+        for i, (saved, group) in enumerate(zip(state_dict["param_groups"], self.param_groups, strict=False)):
+            for key in ("param_names", "shapes", "geometry", "matrix"):
+                if key in group and saved.get(key, group[key]) != group[key]:
+                    raise ValueError(
+                        f"state_dict: {key} of group {i} is {_abridged(saved[key])}, and here it is "
+                        f"{_abridged(group[key])}. Build the optimiser from the same parameters in the same order."
+                    )
+        super().load_state_dict(state_dict)
+        ours = [p for g in self.param_groups for p in g["params"]]
+        theirs = [i for g in state_dict["param_groups"] for i in g["params"]]
+        for p, i in zip(
+            ours, theirs, strict=True
+        ):  # torch has cast the state to the parameter's dtype: ours keeps its own
+            for key, value in state_dict["state"].get(i, {}).items():
+                if isinstance(value, Tensor) and key != "step":
+                    self.state[p][key] = value.detach().to(p.device, copy=True)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._buckets = Buckets()
+
+
+def options(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of an optimiser's `__init__`, its `locals()`, as the defaults of its groups."""
+    return {key: value for key, value in arguments.items() if key not in ("self", "params", "__class__")}
+
+
+def clip_grad_norm_(optimizer: Optimizer, max_norm: float) -> Tensor:
+    """Scale all gradients of an optimiser so that the Riemannian norm of all of them together is at most `max_norm`.
+
+    On a manifold the norm is that of `pull(x, g)`: `torch.nn.utils.clip_grad_norm_` would measure the Euclidean gradient.
+    Changes `.grad` in place, like its model in torch, and returns the norm from before.
+    """
+    check_range("max_norm", max_norm, open_low=True)
+    with torch.no_grad():
+        points = [p for g in optimizer.param_groups for p in optimizer._points(g) if p.has_grad()]
+        norms = [torch.linalg.vector_norm(block) for p in points for block in as_tuple(p.pull())]
+        if not norms:
+            return torch.zeros(())
+        total = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device, torch.float64) for n in norms]))
+        scale = (max_norm / (total + 1e-6)).clamp_max(1.0)
+        for p in points:
+            for t in p.params:
+                t.grad.mul_(scale.to(t.device, t.grad.dtype))  # type: ignore[union-attr]
+    return total
+
+
+def _update(bucket: Bucket, chain: Chain, group: dict[str, Any]) -> None:
+    """The step of DESIGN: pull, transform, push and retract in one move, and carry what has to follow."""
+    manifold, lr = bucket.manifold, group["lr"]
+    x = bucket.gather()
+    frame = manifold.frame(x)
+    h = as_tuple(manifold._pull(frame, bucket.gather_grads()))
+    h = tuple(-b for b in h) if group["maximize"] else h
+    ctx = Context(manifold, frame, lr, bucket.step)
+    states = bucket.states(chain, h, ctx)
+    h = chain.update(h, states, ctx)
+    if isinstance(manifold, Euclidean):
+        bucket.descend(h[0], lr)
+        return
+    h = tuple(-lr * b for b in h)
+    y = manifold._move(frame, h if len(h) > 1 else h[0])
+    bucket.scatter(y)
+    if chain.carried and not manifold.identity_carry:
+        there = manifold.frame(y)
+        for key in chain.carried:
+            old = tuple(state[key] for state in states)
+            new = as_tuple(manifold._carry(frame, there, old if len(old) > 1 else old[0]))
+            for kept, moved in zip(old, new, strict=True):
+                kept.copy_(moved)
+
+
+def _normalise(group: dict[str, Any]) -> dict[str, Any]:
+    """A copy of the group with a list of tensors, and their names apart."""
+    group = dict(group)
+    params = group["params"]
+    if isinstance(params, set):
+        raise TypeError("params: got a set, which has no order; expected a list")
+    params = [params] if isinstance(params, Tensor) else list(params)
+    if params and isinstance(params[0], tuple):
+        group["param_names"] = [name for name, _ in params]
+        params = [p for _, p in params]
+    if not params:
+        raise ValueError("params: got an empty list; does anything in the model require a gradient?")
+    return group | {"params": params}
+
+
+def _names(group: dict[str, Any]) -> list[str]:
+    return group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
+
+
+def _part(group: dict[str, Any], index: list[int]) -> dict[str, Any]:
+    """The group restricted to some of its parameters."""
+    lists = {k: [group[k][i] for i in index] for k in ("params", "param_names") if k in group}
+    return {**group, **lists}
+
+
+def _constrained(ids: set[int]) -> Iterable[tuple[Constraint, list[int]]]:
+    """Constraints that any living module puts on tensors with these ids, each with the ids of its whole point."""
+    seen: set[int] = set()
+    for module in owners():
+        for names, constraint in constraints(module).items():
+            members = [id(module.get_parameter(n)) for n in names]
+            if set(members) & ids and not set(members) & seen:
+                seen.update(members)
+                yield constraint, members
+
+
+def _nonfinite(points: list[Point]) -> set[Point]:
+    """Points whose gradient has a NaN or infinite entry: one synchronisation."""
+    grads = [g for p in points for g in p.grads()]
+    if not grads or torch.nn.utils.get_total_norm(grads, float("inf")).isfinite():
+        return set()
+    return {p for p in points if not all(g.isfinite().all() for g in p.grads())}
+
+
+def _abridged(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 300 else f"{text[:300]}..."

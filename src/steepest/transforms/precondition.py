@@ -1,0 +1,78 @@
+"""Shampoo: a matrix divided by roots of its row and column statistics."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from steepest.checks import check_range
+from steepest.linalg import sym_power
+from steepest.transforms.base import Context, State, Transform, as_matrix
+
+
+@dataclasses.dataclass(frozen=True)
+class Precondition(Transform):
+    """L^(-1/4) h R^(-1/4), with L the sum (or average) of h h^T and R that of h^T h.
+
+    Args:
+        beta: 1 to sum the statistics, as published; below 1 to average them exponentially.
+        eps: added to the statistics' diagonal, relative to the mean of it.
+        every: the roots are computed anew at the first and then at every such step.
+        max_side: the statistics of a longer side are kept as their diagonal alone.
+
+    Gupta, Koren and Singer 2018 (1802.09568), algorithm 1. There L starts from eps times the identity; here eps is
+    relative, so that the step does not depend on the gradient's unit.
+    """
+
+    beta: float = 1.0
+    eps: float = 1e-6
+    every: int = 1
+    max_side: int = 2048
+
+    def __post_init__(self) -> None:
+        check_range("beta", self.beta, 0, 1)
+        check_range("eps", self.eps)
+        check_range("every", self.every, 1)
+
+    def init(self, h: Tensor, ctx: Context) -> State:
+        """Zero statistics; roots before their first computation."""
+        *batch, m, n = as_matrix(h, ctx.ndim).shape
+        shapes = {
+            k: (*batch, side, side) if side <= self.max_side else (*batch, side)
+            for k, side in (("left", m), ("right", n))
+        }
+        return {name: h.new_zeros(shape) for k, shape in shapes.items() for name in (k, f"{k}_root")}
+
+    def update(self, h: Tensor, state: State, ctx: Context) -> Tensor:
+        """The preconditioned block."""
+        x = as_matrix(h, ctx.ndim)
+        for side, y in (("left", x), ("right", x.mT)):
+            statistic, root = state[side], state[f"{side}_root"]
+            gram = y @ y.mT if statistic.ndim == x.ndim else y.square().sum(-1)
+            statistic.mul_(self.beta).add_(gram, alpha=1 - self.beta if self.beta < 1 else 1)
+            if (ctx.step - 1) % self.every == 0:
+                root.copy_(self._inverse_root(statistic, x.ndim))
+        return _times(state["right_root"], _times(state["left_root"], x).mT).mT.reshape(h.shape)
+
+    def _inverse_root(self, statistic: Tensor, ndim: int) -> Tensor:
+        """(S + eps mean(diag S) I)^(-1/4); the identity for a zero S."""
+        full = statistic.ndim == ndim
+        diagonal = statistic.diagonal(dim1=-2, dim2=-1) if full else statistic
+        mean = diagonal.mean(-1, keepdim=True)
+        shift = torch.where(mean > 0, self.eps * mean, 1)
+        return (
+            sym_power(statistic + torch.diag_embed(shift.expand_as(diagonal)), -0.25)
+            if full
+            else (statistic + shift) ** -0.25
+        )
+
+    @classmethod
+    def examples(cls) -> list[Transform]:
+        """As published; averaged, with one long side; roots every third step."""
+        return [cls(), cls(beta=0.9, max_side=2), cls(every=3)]
+
+
+def _times(root: Tensor, x: Tensor) -> Tensor:
+    return root @ x if root.ndim == x.ndim else root.unsqueeze(-1) * x
