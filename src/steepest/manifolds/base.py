@@ -55,7 +55,7 @@ class Manifold(Spec, abc.ABC):
     ndim: ClassVar[int] = 2
     """Number of trailing dimensions of one point; all before are batch dimensions."""
     identity_carry: ClassVar[bool] = False
-    """Whether `carry` returns its argument, so that an optimiser may leave the call out."""
+    """Whether `carry` returns conforming coordinates as they are, so that an optimiser may leave the call out."""
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -134,6 +134,11 @@ class Manifold(Spec, abc.ABC):
     def examples(cls) -> list[tuple[Manifold, Any]]:
         """Instances with shapes of their points, edge cases among them: what the common suite runs on."""
 
+    def represent(self, x: Any) -> Any:
+        """The matrix that the point stands for, the same for all its representatives: x itself, B A for a pair of factors,
+        the projector X X^T for a basis of a subspace."""
+        return x
+
     # What every manifold inherits. ------------------------------------------------------------------------------------
 
     def push(self, x: Any, h: Any) -> Any:
@@ -182,18 +187,20 @@ class Manifold(Spec, abc.ABC):
         """Riemannian norm of a tangent vector at x, shape `(*b,)`."""
         return self.inner(x, v, v).sqrt()
 
-    def check_point(self, x: Any, name: str = "x") -> None:
-        """Raise a ValueError that names the fault unless x is a point of this manifold, to the dtype's square root."""
+    def check_point(self, x: Any, name: str = "x", dtype: torch.dtype | None = None) -> None:
+        """Raise a ValueError that names the fault unless x is a point of this manifold, to the root of the precision of
+        `dtype`, in which it has been stored (by default its own)."""
         tensors = as_tuple(x)
         if len(tensors) != self.arity:
             raise ValueError(f"{name}: a point of {self} is made of {self.arity} tensor(s), got {len(tensors)}")
         if fault := self.shape_error(x):
             raise ValueError(f"{name}: {fault}")
         worst = self.residual(like(x, [widen(t.detach()) for t in tensors])).max().item()
-        tolerance = 4 * max(torch.finfo(t.dtype).eps for t in tensors) ** 0.5
+        dtype = dtype or tensors[0].dtype
+        tolerance = 4 * torch.finfo(dtype).eps ** 0.5
         if not worst <= tolerance:
             raise ValueError(
                 f"{name} is not a point of {self}: its residual is {worst:.2g}, expected at most {tolerance:.2g} in "
-                f"{tensors[0].dtype}. Move it there first with `x = manifold.project(x)`, or start from "
+                f"{dtype}. Move it there first with `x = manifold.project(x)`, or start from "
                 "`manifold.random_point(...)`."
             )

@@ -32,6 +32,9 @@ class Euclidean(Manifold):
     def _coords(self, x: Tensor, v: Tensor) -> Tensor:
         return v
 
+    def _carry(self, x: Tensor, to: Tensor, h: Tensor) -> Tensor:
+        return h
+
     def _move(self, x: Tensor, h: Tensor) -> Tensor:
         return x + h
 

@@ -79,6 +79,10 @@ class FixedRank(Manifold):
         b, a = self._coords(f, (f.b, f.a))
         return h[0] + rate / 2 * b, h[1] + rate / 2 * a  # half in each factor: d(B A) = B A
 
+    def represent(self, x: Pair) -> Tensor:
+        """W = B A, `(*b, m, n)`."""
+        return x[0] @ x[1]
+
     def project(self, x: Pair) -> Pair:
         """x itself: every pair is a point, or a limit of points where a factor has lost rank."""
         return x
@@ -123,12 +127,12 @@ def _gram_factor(b: Tensor) -> tuple[Tensor, Tensor]:
     zero = trace == 0
     damping = (16 * eps) ** 2
     first = damping if eps > 1e-10 else 4 * r * eps
-    l, _ = torch.linalg.cholesky_ex(torch.where(zero, eye, gram + first * trace * eye))
-    inv = triangular_inverse(l)
+    L, _ = torch.linalg.cholesky_ex(torch.where(zero, eye, gram + first * trace * eye))
+    inv = triangular_inverse(L)
     if eps <= 1e-10:
         q = b @ inv.mT
         second, _ = torch.linalg.cholesky_ex(torch.where(zero, eye, q.mT @ q + 4 * r * eps * eye))
-        l, inv = l @ second, triangular_inverse(second) @ inv
+        L, inv = L @ second, triangular_inverse(second) @ inv
         damping = (4 * r * eps) ** 2
-    pivot = l.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
-    return l, torch.where(zero | (pivot**2 > 16 * damping * trace), inv, 0.0)
+    pivot = L.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
+    return L, torch.where(zero | (pivot**2 > 16 * damping * trace), inv, 0.0)

@@ -42,6 +42,10 @@ class Grassmann(Manifold):
     def _move(self, x: Tensor, h: Tensor) -> Tensor:
         return cholesky_qr(x + self._push(x, h))
 
+    def represent(self, x: Tensor) -> Tensor:
+        """Orthogonal projector X X^T onto the span, `(*b, n, n)`."""
+        return x @ x.mT
+
     def exp(self, x: Tensor, v: Tensor) -> Tensor:
         """End of the geodesic that leaves x with velocity v."""
         return _euclidean_exp(x, v)  # the same curve on Stiefel, as X^T V = 0

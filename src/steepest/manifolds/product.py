@@ -81,6 +81,10 @@ class Product(Manifold):
     def _decay(self, f: Any, h: Any, rate: float) -> Any:
         return self._each("_decay", f, self._coordinates(h), [rate] * len(self.factors))
 
+    def represent(self, x: Any) -> Any:
+        """What each factor's point stands for."""
+        return self._each("represent", self._points(x))
+
     def project(self, x: Any) -> Any:
         """Each factor's projection."""
         return self._each("project", self._points(x))

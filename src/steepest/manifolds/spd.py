@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ class SPD(Manifold):
 
     retraction: str = "exp"
 
+    identity_carry: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         if self.retraction not in RETRACTIONS:
             raise ValueError(f"retraction: unknown {self.retraction!r}, expected one of {', '.join(RETRACTIONS)}")
@@ -42,36 +44,39 @@ class SPD(Manifold):
         """Cholesky factor L; NaN where x is not positive definite."""
         return _cholesky(x)
 
-    def _push(self, l: Tensor, h: Tensor) -> Tensor:
-        return l @ sym(h) @ l.mT
+    def _push(self, L: Tensor, h: Tensor) -> Tensor:
+        return L @ sym(h) @ L.mT
 
-    def _pull(self, l: Tensor, g: Tensor) -> Tensor:
-        return l.mT @ sym(g) @ l
+    def _pull(self, L: Tensor, g: Tensor) -> Tensor:
+        return L.mT @ sym(g) @ L
 
-    def _coords(self, l: Tensor, v: Tensor) -> Tensor:
-        half = torch.linalg.solve_triangular(l, sym(v), upper=False)
-        return sym(torch.linalg.solve_triangular(l, half.mT, upper=False))
+    def _coords(self, L: Tensor, v: Tensor) -> Tensor:
+        half = torch.linalg.solve_triangular(L, sym(v), upper=False)
+        return sym(torch.linalg.solve_triangular(L, half.mT, upper=False))
 
-    def _conform(self, l: Tensor, h: Tensor) -> Tensor:
+    def _conform(self, L: Tensor, h: Tensor) -> Tensor:
         return sym(h)
 
-    def _move(self, l: Tensor, h: Tensor) -> Tensor:
-        if self.retraction == "exp":
-            return _square(l @ sym_exp(h / 2))
-        return (_square(l) + _square(l + l @ sym(h))) / 2  # L (I + S + S^2 / 2) L^T
+    def _carry(self, L: Tensor, to: Tensor, h: Tensor) -> Tensor:
+        return h  # symmetric here is symmetric there
 
-    def _decay(self, l: Tensor, h: Tensor, rate: float) -> Tensor:
-        return h + rate * torch.eye(l.shape[-1], dtype=l.dtype, device=l.device)  # push(X, I) = X
+    def _move(self, L: Tensor, h: Tensor) -> Tensor:
+        if self.retraction == "exp":
+            return _square(L @ sym_exp(h / 2))
+        return (_square(L) + _square(L + L @ sym(h))) / 2  # L (I + S + S^2 / 2) L^T
+
+    def _decay(self, L: Tensor, h: Tensor, rate: float) -> Tensor:
+        return h + rate * torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)  # push(X, I) = X
 
     def exp(self, x: Tensor, v: Tensor) -> Tensor:
         """End of the geodesic that leaves x with velocity v."""
-        l = self.frame(x)
-        return _square(l @ sym_exp(self._coords(l, v) / 2))
+        L = self.frame(x)
+        return _square(L @ sym_exp(self._coords(L, v) / 2))
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
         """The v with `exp(x, v) == y`; unique."""
-        l = self.frame(x)
-        return self._push(l, sym_log(self._coords(l, y)))
+        L = self.frame(x)
+        return self._push(L, sym_log(self._coords(L, y)))
 
     def dist(self, x: Tensor, y: Tensor) -> Tensor:
         """`|log(L^-1 Y L^-T)|`, shape `(*b,)`."""
@@ -80,9 +85,9 @@ class SPD(Manifold):
 
     def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """Parallel transport along the geodesic: E V E^T with E = (Y X^-1)^(1/2)."""
-        l = self.frame(x)
-        root = sym_sqrt(self._coords(l, y))
-        return self._push(l, root @ self._coords(l, v) @ root)
+        L = self.frame(x)
+        root = sym_sqrt(self._coords(L, y))
+        return self._push(L, root @ self._coords(L, v) @ root)
 
     def project(self, x: Tensor) -> Tensor:
         """Symmetric part with eigenvalues raised to at least `sqrt(eps)` times the largest: the set is open, so there is
@@ -115,8 +120,8 @@ class SPD(Manifold):
 
 
 def _cholesky(x: Tensor) -> Tensor:
-    l, info = torch.linalg.cholesky_ex(sym(x))
-    return torch.where((info == 0)[..., None, None], l, torch.nan)
+    L, info = torch.linalg.cholesky_ex(sym(x))
+    return torch.where((info == 0)[..., None, None], L, torch.nan)
 
 
 def _square(m: Tensor) -> Tensor:

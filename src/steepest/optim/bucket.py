@@ -61,7 +61,7 @@ class Point:
         if any(p.is_meta for p in self.params):
             return
         with torch.no_grad():
-            self.constraint.manifold.check_point(self.value(), ", ".join(self.names))
+            self.constraint.manifold.check_point(self.value(), ", ".join(self.names), self.params[0].dtype)
 
 
 class Bucket:

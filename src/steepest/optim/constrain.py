@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steepest.manifolds.base import Manifold, as_tuple, like, widen
+from steepest.linalg.precision import widen
+from steepest.manifolds.base import Manifold, as_tuple
 from steepest.optim.axes import from_matrix, pattern_error, to_matrix
 
 ATTRIBUTE = "_steepest"
@@ -124,4 +125,4 @@ def _move_there(constraint: Constraint, tensors: Sequence[Tensor], label: str, p
         manifold.check_point(x, label)
     except ValueError as error:
         raise ValueError(f"{error} (nothing was changed)" if project else f"{error} Or pass project=True.") from None
-    constraint.write(tensors, like(x, [part for part in as_tuple(x)]))
+    constraint.write(tensors, x)

@@ -158,7 +158,11 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
         for group, points in work:
             chain = self.chain(group)
             for bucket in self._buckets.of([p for p in points if p not in bad], self.state):
-                _update(bucket, chain, group)
+                try:
+                    _update(bucket, chain, group)
+                except torch.linalg.LinAlgError as error:
+                    names = ", ".join(n for p in bucket.points[:5] for n in p.names)
+                    raise ValueError(f"the step of {names} is too large to compute with; lower lr ({error})") from error
         return loss
 
     def residual(self) -> float:

@@ -1,0 +1,69 @@
+"""`steepest finetune`: options in, messages and exit code out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+DEFAULTS = "Options left out take the default in brackets."
+
+
+def command(
+    model: Annotated[str | None, typer.Option(help="Transformers folder or hub name.  [all-MiniLM-L6-v2 from PyPI]")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="CSV, TSV or JSONL file with the columns text,positive (search) or text,label (classification), and group "
+            "if rows of one group must stay together.  [the Python standard library's documentation]"
+        ),
+    ] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adam, adamw, amsgrad, adagrad, muon, sgd, shampoo, ...  [adam]")] = None,
+    geometry: Annotated[
+        str | None, typer.Option(help="fixed-rank: LoRA's product is one point; euclidean: two plain factors.  [fixed-rank]")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of the adapter.  [8]")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Scale of the adapter: alpha / rank.  [16]")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.  [by optimiser and geometry]")] = None,
+    baseline_lr: Annotated[float | None, typer.Option(help="The same for AdamW beside it.  [0.001]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps.  [60]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows in a step.  [32]")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Length at which texts are cut.  [64]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the adapter and of the order of the rows.  [0]")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.  [cuda where there is one]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float64, of the frozen weights.  [float32]")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.  [torch's choice]")] = None,
+    save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.  [20]")] = None,
+    output: Annotated[Path, typer.Option(help="Folder of adapter, report and checkpoints.")] = Path("steepest-finetune"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --output.")] = False,
+    no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Leave out the AdamW run beside it.")] = False,
+) -> None:
+    """Adapt a transformer with LoRA, score it before and after, and write adapter and report."""
+    options: dict[str, Any] = dict(locals())
+    for name in ("output", "resume", "no_baseline"):
+        del options[name]
+    given = {name: value for name, value in options.items() if value is not None}
+    sys.exit(run(given | ({"baseline": False} if no_baseline else {}), output, resume))
+
+
+def run(given: dict[str, Any], output: Path, resume: bool) -> int:
+    """Do the job; the exit code is 0, 2 for a mistake of the user's, or 128 + the signal's number."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from steepest.finetune.errors import UserError
+    from steepest.finetune.signals import Interrupted, Stop
+
+    try:
+        with Stop() as stop:
+            from steepest.finetune.job import finetune
+
+            finetune(given, output, resume=resume, stop=stop)
+    except UserError as error:
+        print(f"steepest finetune: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as interrupted:
+        print(f"\n{interrupted}; go on with: steepest finetune --resume --output {output}", file=sys.stderr)
+        return interrupted.exit_code
+    return 0

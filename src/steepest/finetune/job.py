@@ -1,0 +1,185 @@
+"""The whole job: data, model, baselines, the chosen run, AdamW beside it, adapter and report.
+
+The output folder holds the state of the job. Each stage leaves a file when it is done; a resumed job skips those stages
+and enters the one that was interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from steepest.finetune import checkpoint, data, encoder, report
+from steepest.finetune.errors import UserError, check_packages
+from steepest.finetune.scores import Scores
+from steepest.finetune.settings import DTYPES, Settings
+from steepest.finetune.signals import Stop
+from steepest.finetune.tasks import TASKS, Task
+from steepest.finetune.train import History, baseline_optimizer, chosen_optimizer, train
+
+SETTINGS = "settings.json"
+PACKAGES = ("steepest", "torch", "transformers", "peft", "scikit-learn", "numpy")
+
+
+def finetune(
+    given: dict[str, Any], output: Path, *, resume: bool = False, stop: Stop | None = None, say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Run the job in the folder `output`, and return what `report.json` holds.
+
+    Args:
+        given: the options that differ from the defaults of `Settings`.
+        output: folder of the results; made if it does not exist.
+        resume: go on with the interrupted job in `output`, with its settings; `given` must not contradict them.
+        stop: an entered `Stop`, for a job that saves itself when a signal comes.
+        say: called with each line of progress.
+
+    Raises:
+        UserError: a mistake that the user can mend, with how.
+        Interrupted: a signal came; the job can be resumed.
+    """
+    check_packages()
+    settings = open_folder(output, given, resume)
+    torch.set_num_threads(settings.threads)
+    job = Job(settings, output, stop or Stop(), say)
+    return job.run()
+
+
+def open_folder(output: Path, given: dict[str, Any], resume: bool) -> Settings:
+    """The settings of a new job, noted in its folder, or of the interrupted one that is there."""
+    path = output / SETTINGS
+    if resume:
+        if not path.is_file():
+            raise UserError(f"--resume: {output} holds no interrupted run (no {SETTINGS}). Leave --resume out to start one.")
+        settings = Settings(**checkpoint.read_json(path))
+        settings.agree(given)
+        return settings.checked()
+    if path.exists():
+        raise UserError(f"--output {output}: holds a run already. Add --resume to go on with it, or choose another folder.")
+    settings = Settings(**given).checked()
+    try:
+        checkpoint.write_json(path, settings.to_json())
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot be written ({error.strerror}). Choose another folder.") from None
+    return settings
+
+
+@dataclasses.dataclass
+class Job:
+    """One run of the command: its settings, and the folder that holds its state."""
+
+    settings: Settings
+    output: Path
+    stop: Stop
+    say: Callable[[str], None]
+
+    def run(self) -> dict[str, Any]:
+        """All stages, in their order."""
+        s = self.settings
+        split = data.load(s.data)
+        self.say(f"data: {split.source}; {len(split.train)} rows to train on, {len(split.test)} held out")
+        model, backbone, task = self.load(split)
+        scores = {"TF-IDF": self.scored("tfidf", task.tfidf), "frozen": self.frozen(model, task)}
+        names = {"chosen": f"{s.optimizer}, {s.geometry}"} | ({"baseline": "AdamW"} if s.baseline else {})
+        builders = {"chosen": chosen_optimizer, "baseline": baseline_optimizer}
+        histories = {}
+        for key, name in names.items():
+            self.reset(model)
+            histories[name] = train(model, task, builders[key], s, self.output / "runs" / key, name, self.stop)
+            if key == "chosen":
+                save_adapter(model, backbone, self.output / "adapter")
+            scores[name] = self.scored(f"runs/{key}/scores", lambda: task.evaluate(model))
+        return self.report(split, task, scores, histories)
+
+    def load(self, split: data.Split) -> tuple[nn.Module, Any, Task]:
+        """Model with a fresh adapter, the same for equal seeds; PEFT's part of it; and the task with its tokens."""
+        s = self.settings
+        base, tokenizer = encoder.load(s.model, DTYPES[s.dtype], torch.device(s.device))
+        torch.manual_seed(s.seed)
+        backbone = encoder.add_lora(base, s.rank, s.alpha)
+        task = TASKS[split.kind](split, tokenizer, s)
+        model = task.model(backbone, tokenizer.pad_token_id or 0)
+        trained, total = (sum(p.numel() for p in model.parameters() if p.requires_grad or everything) for everything in (False, True))
+        self.say(f"model: {s.model or encoder.DEFAULT_PACKAGE}; {trained:,} of {total:,} parameters are trained")
+        return model, backbone, task
+
+    def scored(self, name: str, compute: Callable[[], Scores]) -> Scores:
+        """The scores in the file `name`, computed first where there are none."""
+        path = self.output / f"{name}.json"
+        if not path.is_file():
+            checkpoint.write_json(path, compute().to_json())
+        scores = Scores(**checkpoint.read_json(path))
+        figures = ", ".join(f"{metric} {value:.3f}" for metric, value in scores.metrics.items())
+        self.say(f"{name.removesuffix('/scores')}: {figures}")
+        return scores
+
+    def frozen(self, model: nn.Module, task: Task) -> Scores:
+        """Scores of the pre-trained model; the weights from which every run starts are kept beside them."""
+        from safetensors.torch import save_file
+
+        def compute() -> Scores:
+            scores = task.frozen(model)
+            with checkpoint.atomic(self.output / "initial.safetensors") as path:
+                save_file(checkpoint.trainable(model), path)
+            return scores
+
+        return self.scored("frozen", compute)
+
+    def reset(self, model: nn.Module) -> None:
+        """Put the trained weights back to where every run starts."""
+        from safetensors.torch import load_file
+
+        checkpoint.load_trainable(model, load_file(self.output / "initial.safetensors"))
+
+    def report(self, split: data.Split, task: Task, scores: dict[str, Scores], runs: dict[str, History]) -> dict[str, Any]:
+        """Write the report, and return what its JSON file holds."""
+        results = {
+            "task": {
+                "kind": task.kind,
+                "question": task.question,
+                "source": split.source,
+                "train_rows": len(split.train),
+                "test_rows": len(task.test),
+                "held_out_rows": len(split.test),
+                "train_groups": len({r.group for r in split.train}),
+                "test_groups": len({r.group for r in split.test}),
+            },
+            "settings": self.settings.to_json(),
+            "versions": versions(),
+            "scores": {name: s.to_json() | {"interval": s.interval()} for name, s in scores.items()},
+            "gains": report.gains(scores, list(runs)),
+            "runs": {name: dataclasses.asdict(history) for name, history in runs.items()},
+            "examples": report.examples(task.test, scores["frozen"], scores[next(iter(runs))]),
+        }
+        report.write(self.output, results)
+        self.say(report.summary(results))
+        self.say(f"report: {self.output / 'report.html'}; adapter: {self.output / 'adapter'}")
+        return results
+
+
+def save_adapter(model: nn.Module, backbone: Any, folder: Path) -> None:
+    """The adapter in PEFT's format, and the head of a classifier beside it."""
+    from safetensors.torch import save_file
+
+    backbone.save_pretrained(folder)
+    if hasattr(model, "head"):
+        with checkpoint.atomic(folder / "head.safetensors") as path:
+            save_file({k: v.contiguous() for k, v in model.head.state_dict().items()}, path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that the results depend on."""
+    found = {"python": platform.python_version(), "machine": f"{platform.machine()}, {os.cpu_count()} CPUs"}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found

@@ -1,0 +1,120 @@
+"""The report: one HTML file that needs no other, its pictures beside it, and all figures as JSON."""
+
+from __future__ import annotations
+
+import base64
+import statistics
+from pathlib import Path
+from typing import Any
+
+from steepest.finetune import checkpoint, figures
+from steepest.finetune.data import Row
+from steepest.finetune.scores import Scores
+
+CAPTIONS = {
+    "scores": "Longer is better. The thin line is a 95% bootstrap interval over the held-out rows. "
+    "Grey: without training. Colour: after training.",
+    "loss-step": "What training minimises; lower is better. Faint: each batch. Bold: running mean.",
+    "loss-time": "The same against seconds of computing, which also counts what the optimiser itself costs.",
+    "condition-B": "Largest over smallest singular value of LoRA's factor B. Line: median layer; band: all layers. "
+    "Large numbers mean that some directions of the adapter are hardly used.",
+    "condition-A": "The same for the factor A.",
+    "stable-rank": "How many directions one step really uses: 1 means a single one, the adapter's 2 x rank is the most. "
+    "Line: median layer; band: all layers.",
+    "cost": "What one step costs, and what the optimiser keeps in memory besides the weights.",
+}
+
+
+def write(folder: Path, results: dict[str, Any]) -> None:
+    """Write report.json, the pictures and report.html."""
+    checkpoint.write_json(folder / "report.json", results)
+    pictures = figures.draw(results)
+    for name, png in pictures.items():
+        with checkpoint.atomic(folder / f"{name}.png") as path:
+            path.write_bytes(png)
+    with checkpoint.atomic(folder / "report.html") as path:
+        path.write_text(render(results, pictures), encoding="utf-8")
+
+
+def render(results: dict[str, Any], pictures: dict[str, bytes]) -> str:
+    """The report as HTML, with its pictures inside."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("steepest.finetune", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    images = {name: f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in pictures.items()}
+    return environment.get_template("report.html.j2").render(
+        **results,
+        summary=summary(results),
+        images=images,
+        captions=CAPTIONS,
+        costs=costs(results["runs"]),
+    )
+
+
+def summary(results: dict[str, Any]) -> str:
+    """What came of the run, in one or two sentences."""
+    scores, gains = results["scores"], results["gains"]
+    chosen, *others = results["runs"]
+    metric = next(iter(scores["frozen"]["metrics"]))
+    before, after = (scores[name]["metrics"][metric] for name in ("frozen", chosen))
+    verb = "left" if f"{before:.3f}" == f"{after:.3f}" else "raised" if after > before else "lowered"
+    text = f"Fine-tuning with {chosen} {verb} {metric} from {before:.3f} (frozen) to {after:.3f}{_change(gains['frozen'])}."
+    for other in others:
+        value = scores[other]["metrics"][metric]
+        text += f" {other} on the same adapter reached {value:.3f}{_comparison(gains[other], chosen)}."
+    return text
+
+
+def _change(gain: list[float]) -> str:
+    difference, low, high = gain
+    return f", a change of {difference:+.3f} (95% interval {low:+.3f} to {high:+.3f})"
+
+
+def _comparison(gain: list[float], chosen: str) -> str:
+    difference, low, high = gain
+    interval = f"{difference:+.3f}, 95% interval {low:+.3f} to {high:+.3f}"
+    if low <= 0 <= high:
+        return f"; the difference ({interval}) may be chance"
+    return f"; {chosen} is {'better' if difference > 0 else 'worse'} ({interval})"
+
+
+def gains(scores: dict[str, Scores], runs: list[str]) -> dict[str, list[float]]:
+    """Headline metric of the chosen run minus that of each other method, with the 95% interval of the difference."""
+    chosen = scores[runs[0]]
+    return {name: list(chosen.gain(other)) for name, other in scores.items() if name != runs[0]}
+
+
+def examples(rows: list[Row], before: Scores, after: Scores, best: int = 3, worst: int = 2) -> list[dict[str, Any]]:
+    """The held-out rows that gained most from training, and those that lost most."""
+    change = [b - a for a, b in zip(before.each, after.each, strict=True)]
+    order = sorted(range(len(rows)), key=lambda i: -change[i])
+    gained = [i for i in order[:best] if change[i] > 0]
+    lost = [i for i in order[-worst:] if change[i] < 0]
+    return [
+        {
+            "text": rows[i].text,
+            "target": rows[i].target,
+            "group": rows[i].group,
+            "gained": change[i] > 0,
+            "before": {"answer": before.answers[i], "correct": before.correct[i], "score": before.each[i]},
+            "after": {"answer": after.answers[i], "correct": after.correct[i], "score": after.each[i]},
+        }
+        for i in gained + lost
+    ]
+
+
+def costs(runs: dict[str, Any]) -> list[dict[str, Any]]:
+    """Time and memory of each run, for the table."""
+    return [
+        {
+            "name": name,
+            "gradient_ms": statistics.median(run["gradient_seconds"]) * 1e3,
+            "optimizer_ms": statistics.median(run["optimizer_seconds"]) * 1e3,
+            "seconds": sum(run["gradient_seconds"]) + sum(run["optimizer_seconds"]),
+            "mebibytes": run["state_bytes"] / 2**20,
+            "residual": max(m["residual"] for m in run["measured"]),
+        }
+        for name, run in runs.items()
+    ]

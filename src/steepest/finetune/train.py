@@ -1,0 +1,175 @@
+"""The training loop: resumable bit for bit, with signals, checkpoints and measurements."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from steepest.finetune import checkpoint, measure
+from steepest.finetune.checkpoint import Checkpoint
+from steepest.finetune.errors import UserError
+from steepest.finetune.settings import Settings, known_optimizers
+from steepest.finetune.signals import Stop
+from steepest.finetune.tasks import Task
+
+WARMUP = 0.1
+"""Share of the steps over which the learning rate rises."""
+
+
+@dataclass
+class History:
+    """What was noted of a run: one number a step, and measurements of the adapter every few steps."""
+
+    loss: list[float] = field(default_factory=list)
+    gradient_seconds: list[float] = field(default_factory=list)
+    """Forward and backward pass."""
+    optimizer_seconds: list[float] = field(default_factory=list)
+    measured: list[dict[str, Any]] = field(default_factory=list)
+    """`step`, `residual`, and least, median and greatest over the layers of `cond_B`, `cond_A` and `stable_rank`."""
+    state_bytes: int = 0
+
+
+def chosen_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    """The optimiser of the settings, on LoRA's products W = B A (fixed-rank) or on its factors (euclidean)."""
+    from steepest import FixedRank, param_groups
+
+    lora = FixedRank() if settings.geometry == "fixed-rank" else None
+    groups = param_groups(model, lora=lora, other=("head.*",))
+    return known_optimizers()[settings.optimizer](groups, lr=settings.lr)
+
+
+def baseline_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    """torch's AdamW on the same parameters."""
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=settings.baseline_lr)
+
+
+def train(
+    model: nn.Module,
+    task: Task,
+    build: Callable[[nn.Module, Settings], torch.optim.Optimizer],
+    settings: Settings,
+    folder: Path,
+    label: str,
+    stop: Stop,
+) -> History:
+    """Train `model` from its present weights, or from the checkpoint in `folder` if it holds one.
+
+    A signal lets the step at hand end, saves a checkpoint and raises `Interrupted`.
+    """
+    optimizer = build(model, settings)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    torch.manual_seed(settings.seed)
+    history, start = resume(model, optimizer, folder)
+    with stop.deferred(), progress_bar(label, start, settings.steps) as bar:
+        for step in range(start, settings.steps):
+            set_rates(optimizer, rates, schedule(step, settings.steps))
+            take_step(model, task, optimizer, step, settings, history)
+            bar.set_postfix(loss=f"{history.loss[-1]:.3f}", residual=f"{history.measured[-1]['residual']:.1e}", refresh=False)
+            bar.update()
+            last = step + 1 == settings.steps
+            if stop.requested or last or (step + 1) % settings.save_every == 0:
+                save(model, optimizer, folder, step + 1, history)
+            if stop.requested:
+                break
+    return history
+
+
+def take_step(
+    model: nn.Module, task: Task, optimizer: torch.optim.Optimizer, step: int, settings: Settings, history: History
+) -> None:
+    """One step, and its notes in `history`."""
+    measured = step % settings.measure_every == 0 or step + 1 == settings.steps
+    before = measure.lora_pairs(model) if measured else []
+    clocks = [_clock(model)]
+    loss = task.loss(model, batch(step, len(task.train), settings.batch_size, settings.seed))
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    clocks.append(_clock(model))
+    value = loss.item()
+    if not math.isfinite(value):
+        raise UserError(f"the loss is {value} at step {step + 1}: lower --lr (now {settings.lr}) and start in a new folder.")
+    try:
+        optimizer.step()
+    except ValueError as error:  # a gradient that is not finite
+        raise UserError(f"step {step + 1}: {error} Or lower --lr (now {settings.lr}) and start in a new folder.") from None
+    clocks.append(_clock(model))
+    history.loss.append(value)
+    history.gradient_seconds.append(clocks[1] - clocks[0])
+    history.optimizer_seconds.append(clocks[2] - clocks[1])
+    if measured:
+        history.measured.append(_measurements(model, optimizer, before, step + 1))
+        history.state_bytes = measure.state_bytes(optimizer)
+
+
+def _measurements(model: nn.Module, optimizer: Any, before: list[measure.Pair], step: int) -> dict[str, Any]:
+    after = measure.lora_pairs(model)
+    cond_b, cond_a = measure.condition_numbers(after)
+    return {
+        "step": step,
+        "cond_B": measure.spread(cond_b),
+        "cond_A": measure.spread(cond_a),
+        "stable_rank": measure.spread(measure.stable_ranks(before, after)),
+        "residual": optimizer.residual() if hasattr(optimizer, "residual") else 0.0,
+    }
+
+
+def batch(step: int, rows: int, size: int, seed: int) -> list[int]:
+    """Training rows of a step: a function of its arguments alone, so that a resumed run has the same ones."""
+    size = min(size, rows)
+    epoch, place = divmod(step, rows // size)
+    generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
+    return torch.randperm(rows, generator=generator)[place * size : (place + 1) * size].tolist()
+
+
+def schedule(step: int, steps: int) -> float:
+    """Factor of the learning rate: up over the first tenth of the steps, then down to zero, along straight lines."""
+    warmup = max(1, round(WARMUP * steps))
+    return min(1.0, (step + 1) / warmup) * (1 - step / steps)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rates: list[float], factor: float) -> None:
+    """Give every group its own learning rate times `factor`."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate * factor
+
+
+def save(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path, step: int, history: History) -> None:
+    """Save a checkpoint of the whole run."""
+    weights = checkpoint.trainable(model)
+    state = Checkpoint(step, weights, optimizer.state_dict(), checkpoint.rng_state(), asdict(history))
+    checkpoint.save(folder, state)
+
+
+def resume(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> tuple[History, int]:
+    """Put model, optimiser and random numbers where the checkpoint has them; its history and step, or a fresh start."""
+    found = checkpoint.load(folder)
+    if found is None:
+        return History(), 0
+    checkpoint.load_trainable(model, found.weights)
+    try:
+        optimizer.load_state_dict(found.optimizer)
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{folder}: the optimiser refuses its saved state ({error}). Start anew in another folder.") from None
+    checkpoint.set_rng_state(found.rng)
+    return History(**found.history), found.step
+
+
+def progress_bar(label: str, start: int, steps: int) -> Any:
+    """A bar on the terminal; nothing where the output goes into a file."""
+    from tqdm import tqdm
+
+    return tqdm(total=steps, initial=start, desc=label, unit="step", disable=None, dynamic_ncols=True)
+
+
+def _clock(model: nn.Module) -> float:
+    """Seconds, once the device has done what it was given."""
+    if next(model.parameters()).device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()

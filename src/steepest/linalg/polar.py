@@ -1,0 +1,258 @@
+"""The polar factor U V^T of a matrix U S V^T: exactly, or at the grade that Muon needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steepest.linalg.autograd import Rule
+from steepest.linalg.precision import widen
+from steepest.linalg.shapes import require_matrix
+
+Triple = tuple[float, float, float]
+
+# Minimax polynomials for singular values in [1e-3, 1], from the authors' listing.
+_POLAR_EXPRESS: tuple[Triple, ...] = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115951549, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+    (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+    (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
+    (1.875, -1.25, 0.375),
+)
+
+
+def _shrunk(triples: tuple[Triple, ...], safety: float) -> tuple[Triple, ...]:
+    """p(x / safety) in place of p(x), so that a singular value of up to `safety`, by rounding, does no harm.
+
+    The last polynomial stays: it is the one repeated, and its fixed point must be 1.
+    """
+    return (*((a / safety, b / safety**3, c / safety**5) for a, b, c in triples[:-1]), triples[-1])
+
+
+SCHEDULES: dict[str, tuple[Triple, ...]] = {
+    "polar_express": _shrunk(_POLAR_EXPRESS, 1.01),
+    "keller_jordan": ((3.4445, -4.7750, 2.0315),),
+    "quintic": (
+        (4.0848, -6.8946, 2.9270),
+        (3.9505, -6.3029, 2.6377),
+        (3.7418, -5.5913, 2.3037),
+        (2.8769, -3.1427, 1.2046),
+        (2.8366, -3.0525, 1.2012),
+    ),
+}
+"""Coefficients (a, b, c) of the odd polynomials a s + b s^3 + c s^5, one for each step; the last repeats.
+
+`polar_express`: Amsel, Persson, Musco and Gower, 2025, arXiv 2505.16932. `keller_jordan`: Jordan et al., 2024, Muon.
+`quintic`: as in dion, HeavyBall and optax, closest to 1 for singular values above 1e-2.
+"""
+
+
+def polar(a: Tensor) -> Tensor:
+    """Polar factor of a `(*b, m, n)`: U V^T for a = U S V^T, over the singular values that are not zero to rounding.
+
+    A partial isometry: zero on the null space of a, zero for a = 0. A singular value counts as zero where it is at most
+    16 eps times the largest, eps that of the dtype computed in. Entries may have any scale.
+
+    float32 and below: through the eigenvalues of the Gram matrix in float64 where one side is at most 128 or twice
+    shorter than the other (error below 1e-6, to condition number 1e5), else by SVD (eps times the condition number).
+    float64: by SVD, after a QR where that saves work, since a Gram matrix would lose what lies below sqrt(eps).
+
+    The derivative solves a Sylvester equation with the symmetric factor, finite at equal singular values (Kenney and
+    Laub, 1991); where a has not full rank it is the derivative along matrices of the same rank. A second one raises.
+    """
+    require_matrix(a, "a")
+    if not a.numel():
+        return a.clone()
+    x = _unit_scale(widen(a))
+    u = _Polar.call(x.mT)[0].mT if _wide(x) else _Polar.call(x)[0]
+    return u.to(a.dtype)
+
+
+def orthogonalize(
+    a: Tensor,
+    schedule: str | Sequence[Triple] = "polar_express",
+    steps: int = 5,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Polar factor of a `(*b, m, n)` at Muon's grade: odd polynomials of a / |a|_F, products of matrices only.
+
+    Five steps of `polar_express` take a singular value s of a / |a|_F to within 0.15 of 1 for s >= 2e-3, eight steps to
+    within 0.001 for s >= 1e-3; smaller ones, less far up; zero stays zero. Entries may have any scale.
+
+    schedule: a name in `SCHEDULES`, or triples (a, b, c); beyond their end the last repeats.
+    dtype: what the products run in. None: float32 (float64 for float64), and where one side is twice shorter and that
+        is precise enough, the iteration runs on the small Gram matrix instead, about twice as fast.
+        torch.bfloat16: Muon's own choice, with `keller_jordan` the very bits of `torch.optim.Muon`.
+    """
+    require_matrix(a, "a")
+    triples = _triples(schedule, steps)
+    if not a.numel():
+        return a.clone()
+    x = _unit_scale(widen(a))
+    tall = not _wide(x) and x.shape[-2] != x.shape[-1]
+    x = x.mT if tall else x
+    in_gram_space = dtype is None and _gram_pays(x, len(triples))
+    u = _in_gram_space(x, triples) if in_gram_space else _in_full(x.to(dtype or x.dtype), triples)
+    return (u.mT if tall else u).to(a.dtype)
+
+
+# Exactly. -------------------------------------------------------------------------------------------------------------
+
+
+class _Polar(Rule):
+    """U V^T of a tall A = U diag(s) V^T; also s, zero where it is zero to rounding, and V, both without derivative."""
+
+    @staticmethod
+    def forward(a: Tensor) -> Any:
+        m, n = a.shape[-2:]
+        if a.dtype != torch.float64 and (n <= 128 or m >= 2 * n):
+            return _by_gram(a)
+        if m >= 1.5 * n:
+            q, r = torch.linalg.qr(a)
+            u, s, v = _by_svd(r)
+            return q @ u, s, v
+        return _by_svd(a)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*output)
+        ctx.save_for_forward(*output)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, *_: Any) -> Any:
+        return _PolarDerivative.call(g, *ctx.saved_tensors)  # self-adjoint
+
+    @staticmethod
+    def tangent(ctx: Any, da: Tensor) -> Any:
+        return _PolarDerivative.call(da, *ctx.saved_tensors), None, None
+
+
+class _PolarDerivative(Rule):
+    """U Omega + (I - U U^T) E H^+ with H = V diag(s) V^T and Omega H + H Omega = U^T E - E^T U, Omega skew."""
+
+    @staticmethod
+    def forward(e: Tensor, u: Tensor, s: Tensor, v: Tensor) -> Tensor:
+        core = u.mT @ e
+        turn = v.mT @ (core - core.mT) @ v
+        sums = s.unsqueeze(-1) + s.unsqueeze(-2)
+        omega = v @ torch.where(sums > 0, turn / sums, 0) @ v.mT
+        return u @ omega + (e - u @ core) @ (v * _pseudo_inverse(s).unsqueeze(-2)) @ v.mT
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise NotImplementedError("second derivatives of `polar` are not implemented")
+
+    tangent = backward
+
+
+def _by_gram(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A (A^T A)^(-1/2) in float64, which holds the squares of all that float32 can tell apart."""
+    x = a.double()
+    w, v = torch.linalg.eigh(x.mT @ x)
+    s = _numerical(w.clamp_min(0).sqrt(), a.dtype)
+    u = x @ ((v * _pseudo_inverse(s).unsqueeze(-2)) @ v.mT)
+    return u.to(a.dtype), s.to(a.dtype), v.to(a.dtype)
+
+
+def _by_svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    u, s, vt = torch.linalg.svd(a, full_matrices=False)
+    s = _numerical(s, a.dtype)
+    return (u * (s > 0).unsqueeze(-2)) @ vt, s, vt.mT
+
+
+def _numerical(s: Tensor, dtype: torch.dtype) -> Tensor:
+    """Singular values, with those that rounding in `dtype` makes of zero put back to zero."""
+    return torch.where(s > 16 * torch.finfo(dtype).eps * s.amax(-1, keepdim=True), s, 0)
+
+
+def _pseudo_inverse(s: Tensor) -> Tensor:
+    return torch.where(s > 0, 1 / s, 0)
+
+
+# By polynomials. ------------------------------------------------------------------------------------------------------
+
+
+def _triples(schedule: str | Sequence[Triple], steps: int) -> list[Triple]:
+    if isinstance(schedule, str):
+        if schedule not in SCHEDULES:
+            raise ValueError(f"schedule: unknown name {schedule!r}, expected one of {', '.join(SCHEDULES)}, or triples")
+        schedule = SCHEDULES[schedule]
+    if steps < 1 or not schedule or any(len(triple) != 3 for triple in schedule):
+        raise ValueError(f"expected steps >= 1 and triples (a, b, c), got steps={steps}, schedule={schedule}")
+    return [schedule[min(k, len(schedule) - 1)] for k in range(steps)]
+
+
+def _in_full(x: Tensor, triples: list[Triple]) -> Tensor:
+    """The polynomials on the wide x itself, in its dtype, operation by operation as in torch.optim.Muon."""
+    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for a, b, c in triples:
+        gram = x @ x.mT
+        update = _add_product(gram, gram, gram, beta=b, alpha=c)
+        x = _add_product(x, update, x, beta=a)
+    return x
+
+
+def _gram_pays(x: Tensor, steps: int) -> bool:
+    """Whether the wide x `(*b, m, n)` is iterated on faster, and as well, through its Gram matrix.
+
+    A Gram matrix squares the condition number: in float32 it holds singular values down to 1e-3 |x|_F. That is all that
+    five steps can lift; more steps need more, and products made of fewer bits hold less.
+    """
+    m, n = x.shape[-2:]
+    return n >= 2 * m and (x.dtype == torch.float64 or (steps <= 5 and not _reduced_products(x.device.type)))
+
+
+@torch.compiler.assume_constant_result
+def _reduced_products(device: str) -> bool:
+    """Whether torch was told to multiply float32 matrices in fewer bits (TF32, bfloat16) on this type of device."""
+    backend = torch.backends.cuda if device == "cuda" else torch.backends.mkldnn
+    precision = getattr(getattr(backend, "matmul", None), "fp32_precision", None)  # torch >= 2.9
+    return precision not in ("ieee", "none") if precision else torch.get_float32_matmul_precision() != "highest"
+
+
+def _in_gram_space(x: Tensor, triples: list[Triple]) -> Tensor:
+    """The same polynomials as x -> Z x, with Z and Y small and Z Y the Gram matrix of the iterate."""
+    y = x @ x.mT
+    trace = y.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None].clamp_min(1e-14)
+    identity = torch.eye(y.shape[-1], dtype=y.dtype, device=y.device)
+    # Rounding can make a zero eigenvalue negative, and the polynomials would then drive it to minus infinity. Products
+    # of float32 were seen to err by less than one eps of the trace.
+    y = y / trace + 4 * torch.finfo(y.dtype).eps * identity
+
+    def quintic(gram: Tensor, a: float, b: float, c: float) -> Tensor:
+        return _add_product(gram, gram, gram, beta=b, alpha=c) + a * identity
+
+    z = step = quintic(y, *triples[0])
+    for triple in triples[1:]:
+        y = y @ step
+        step = quintic(z @ y, *triple)
+        z = step @ z
+    return (z * trace.rsqrt()) @ x
+
+
+def _add_product(c: Tensor, a: Tensor, b: Tensor, *, beta: float, alpha: float = 1) -> Tensor:
+    """beta c + alpha a b."""
+    if c.ndim == 2:
+        return torch.addmm(c, a, b, beta=beta, alpha=alpha)
+    flat = torch.baddbmm(c.flatten(0, -3), a.flatten(0, -3), b.flatten(0, -3), beta=beta, alpha=alpha)
+    return flat.view(c.shape)
+
+
+# Both. ----------------------------------------------------------------------------------------------------------------
+
+
+def _wide(x: Tensor) -> bool:
+    return x.shape[-2] < x.shape[-1]
+
+
+def _unit_scale(x: Tensor) -> Tensor:
+    """x times the power of two that brings its largest entry to [1/2, 1), so that no square under- or overflows."""
+    exponent = torch.frexp(x.detach().abs().amax((-2, -1), keepdim=True)).exponent
+    return x * torch.exp2(-exponent.clamp(-126, 126).to(x.dtype))

@@ -1,0 +1,29 @@
+"""The common suites, public: what every manifold, transform and optimiser passes, yours as well.
+
+Each check raises an AssertionError that says which law is broken, where and by how much.
+
+>>> from steepest import Stiefel
+>>> from steepest.testing import check_manifold
+>>> check_manifold(Stiefel("canonical"), (6, 2))
+"""
+
+from steepest.testing.discover import manifolds, norms, optimizers, transforms
+from steepest.testing.manifold import MANIFOLD_CHECKS, check_manifold
+from steepest.testing.norm import NORM_CHECKS, check_norm
+from steepest.testing.optimizer import OPTIMIZER_CHECKS, check_optimizer
+from steepest.testing.transform import TRANSFORM_CHECKS, check_transform
+
+__all__ = [
+    "MANIFOLD_CHECKS",
+    "NORM_CHECKS",
+    "OPTIMIZER_CHECKS",
+    "TRANSFORM_CHECKS",
+    "check_manifold",
+    "check_norm",
+    "check_optimizer",
+    "check_transform",
+    "manifolds",
+    "norms",
+    "optimizers",
+    "transforms",
+]

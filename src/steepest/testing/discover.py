@@ -1,0 +1,43 @@
+"""Every implementation, found by walking the package."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Any
+
+from steepest.manifolds import Manifold
+from steepest.norms import Norm
+from steepest.optim import OPTIMIZERS, Optimizer
+from steepest.transforms import Transform
+
+
+def _walk(package: str) -> None:
+    """Import every module of a subpackage, so that its classes have entered their family."""
+    path = importlib.import_module(f"steepest.{package}").__path__
+    for module in pkgutil.walk_packages(path, f"steepest.{package}."):
+        importlib.import_module(module.name)
+
+
+def manifolds() -> list[tuple[Manifold, Any]]:
+    """Every example of every manifold: the instance and the shape of its points."""
+    _walk("manifolds")
+    return [example for _, family in sorted(Manifold.known.items()) for example in family.examples()]
+
+
+def norms() -> list[Norm]:
+    """Every example of every norm."""
+    _walk("norms")
+    return [example for _, family in sorted(Norm.known.items()) for example in family.examples()]
+
+
+def transforms() -> list[Transform]:
+    """Every example of every transform."""
+    _walk("transforms")
+    return [example for _, family in sorted(Transform.known.items()) for example in family.examples()]
+
+
+def optimizers() -> dict[str, type[Optimizer]]:
+    """Every optimiser by its name, but those that take a required option besides the parameters."""
+    _walk("optim")
+    return {name: family for name, family in sorted(OPTIMIZERS.items()) if name != "composed"}

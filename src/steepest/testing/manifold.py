@@ -1,0 +1,364 @@
+"""What every manifold must satisfy."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steepest.manifolds.base import Manifold, as_tuple, like
+from steepest.testing.asserts import add, assert_close, assert_slope, distance, dot, norm, scale
+
+MANIFOLD_CHECKS: list[Callable[[Case], None]] = []
+"""Every check, in order; each takes a `Case`."""
+
+ROUND_OFF = 1e-9
+"""Allowed in float64: some hundred operations on entries of size one."""
+
+
+def check_manifold(manifold: Manifold, shape: Any, *, seed: int = 0) -> None:
+    """Run every check on points of the given shape.
+
+    Args:
+        manifold: the instance.
+        shape: of one point, without batch dimensions; a tuple of shapes where `manifold.arity > 1`.
+        seed: of the random points.
+    """
+    case = Case(manifold, shape, seed)
+    for check in MANIFOLD_CHECKS:
+        check(case)
+
+
+def _check(function: Callable[[Case], None]) -> Callable[[Case], None]:
+    MANIFOLD_CHECKS.append(function)
+    return function
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A manifold and the shape of its points, with random things on it."""
+
+    manifold: Manifold
+    shape: Any
+    seed: int = 0
+
+    def generator(self) -> torch.Generator:
+        """A fresh one, the same at each call."""
+        return torch.Generator().manual_seed(self.seed)
+
+    def shapes(self, batch: tuple[int, ...] = ()) -> Any:
+        """The point's shape behind batch dimensions."""
+        if self.manifold.arity == 1:
+            return (*batch, *self.shape)
+        return tuple((*batch, *s) for s in self.shape)
+
+    def point(self, batch: tuple[int, ...] = (), dtype: torch.dtype = torch.float64) -> Any:
+        """A random point."""
+        return self.manifold.random_point(self.shapes(batch), generator=self.generator(), dtype=dtype)
+
+    def noise(self, x: Any, seed: int = 1) -> Any:
+        """Gaussian tensors of the shapes of x, with norm about one for each."""
+        g = torch.Generator().manual_seed(self.seed + seed)
+        parts = [torch.randn(t.shape, generator=g, dtype=t.dtype) / max(t.numel(), 1) ** 0.5 for t in as_tuple(x)]
+        return like(x, parts)
+
+    def coordinates(self, x: Any, seed: int = 2) -> Any:
+        """Gaussian coordinates at x, not conforming."""
+        return self.noise(self.manifold.pull(x, x), seed)
+
+    def tangent(self, x: Any, seed: int = 2) -> Any:
+        """A random tangent vector at x."""
+        return self.manifold.push(x, self.coordinates(x, seed))
+
+
+@_check
+def check_random_point(case: Case) -> None:
+    """A random point is one, the same for the same generator, in the dtype asked for."""
+    m, x = case.manifold, case.point()
+    m.check_point(x)
+    assert_close(case.point(), x, "random_point with one seed twice", 0)
+    for dtype in (torch.float32, torch.float64):
+        assert all(t.dtype == dtype for t in as_tuple(case.point(dtype=dtype))), f"random_point ignores dtype {dtype}"
+    assert m.residual(case.point((2, 3))).shape == (2, 3), "residual: expected one number per batch element"
+
+
+@_check
+def check_names(case: Case) -> None:
+    """The class is frozen, can be hashed, and returns from JSON as it was."""
+    m = case.manifold
+    assert dataclasses.is_dataclass(m), "a manifold is a dataclass"
+    assert m.__dataclass_params__.frozen, "a manifold is frozen"  # type: ignore[attr-defined]
+    assert hash(m) == hash(dataclasses.replace(m)), "equal manifolds hash alike"
+    assert Manifold.from_spec(json.loads(json.dumps(m.to_spec()))) == m, "to_spec does not survive JSON"
+    assert len(m.blocks) == len(m.owners) == len(m.block_ndims), "blocks, owners and block_ndims differ in length"
+
+
+@_check
+def check_adjoint(case: Case) -> None:
+    """<pull(x, g), h> == <g, push(x, h)>."""
+    m, x = case.manifold, case.point()
+    for seed in range(3):
+        g, h = case.noise(x, seed), case.coordinates(x, 10 + seed)
+        assert_close(dot(m.pull(x, g), h), dot(g, m.push(x, h)), "pull is not the adjoint of push", ROUND_OFF)
+
+
+@_check
+def check_right_inverse(case: Case) -> None:
+    """push(x, coords(x, v)) == v, and coords(x, v) lies in the range of pull."""
+    m, x = case.manifold, case.point()
+    v = case.tangent(x)
+    h = m.coords(x, v)
+    assert_close(m.push(x, h), v, "push(coords(v)) is not v", ROUND_OFF)
+    assert_close(m.conform(x, h), h, "coords(v) is not in the range of pull", ROUND_OFF)
+
+
+@_check
+def check_coisometry(case: Case) -> None:
+    """coords(push(h)) is the orthogonal projection conform(h): isometric off the kernel, and zero on it."""
+    m, x = case.manifold, case.point()
+    h, k = case.coordinates(x), case.coordinates(x, 3)
+    c = m.conform(x, h)
+    assert_close(m.coords(x, m.push(x, h)), c, "coords(push(h)) is not conform(h): the frame is not orthonormal", ROUND_OFF)
+    assert_close(m.conform(x, c), c, "conform is not idempotent", ROUND_OFF)
+    assert_close(dot(c, k), dot(h, m.conform(x, k)), "conform is not self-adjoint", ROUND_OFF)
+    p = m.pull(x, case.noise(x))
+    assert_close(m.conform(x, p), p, "pull(g) does not conform", ROUND_OFF)
+
+
+@_check
+def check_inner(case: Case) -> None:
+    """The inner product is that of coordinates; the gradient represents the differential; linear maps are linear."""
+    m, x = case.manifold, case.point()
+    u, v, g = case.tangent(x), case.tangent(x, 3), case.noise(x)
+    assert_close(m.inner(x, u, v), dot(m.coords(x, u), m.coords(x, v)), "inner is not that of the coordinates", ROUND_OFF)
+    assert_close(m.inner(x, m.grad(x, g), v), dot(g, v), "the gradient does not represent the differential", ROUND_OFF)
+    assert_close(m.norm(x, v) ** 2, m.inner(x, v, v), "norm is not the root of inner", ROUND_OFF)
+    h, k = case.coordinates(x), case.coordinates(x, 3)
+    mixed = add(scale(m.push(x, h), 2.0), m.push(x, k))
+    assert_close(m.push(x, add(scale(h, 2.0), k)), mixed, "push is not linear", ROUND_OFF)
+
+
+@_check
+def check_tangent(case: Case) -> None:
+    """x + t push(x, h) leaves the manifold by O(t^2) only."""
+    m, x = case.manifold, case.point()
+    v = case.tangent(x)
+    assert_slope(lambda t: m.residual(add(x, v, t)).max().item(), 2, "push(h) is not tangent: the residual of x + t v")
+
+
+@_check
+def check_retract(case: Case) -> None:
+    """retract(x, t v) = x + t v + O(t^2), on the manifold, and x for t = 0."""
+    m, x = case.manifold, case.point()
+    v = case.tangent(x)
+    assert_close(m.retract(x, scale(v, 0.0)), x, "retract(x, 0) is not x", ROUND_OFF)
+    error = lambda t: norm(add(m.retract(x, scale(v, t)), add(x, v, t), -1.0))  # noqa: E731
+    assert_slope(error, 2, "retract(x, t v) - x - t v")
+    y = m.retract(x, v)
+    m.check_point(y, "retract(x, v)")
+    assert_close(m._move(m.frame(x), m.coords(x, v)), y, "_move is not retract of push", ROUND_OFF)
+
+
+@_check
+def check_batch(case: Case) -> None:
+    """A batch gives what its elements give one by one."""
+    m, x = case.manifold, case.point((2, 3))
+    h, g = case.coordinates(x), case.noise(x)
+    y = m.retract(x, m.push(x, h))
+    calls: dict[str, Callable[..., Any]] = {
+        "push": lambda x, y, g, h: m.push(x, h),
+        "pull": lambda x, y, g, h: m.pull(x, g),
+        "conform": lambda x, y, g, h: m.conform(x, h),
+        "carry": lambda x, y, g, h: m.carry(x, y, h),
+        "decay": lambda x, y, g, h: m.decay(x, h, 0.1),
+        "retract": lambda x, y, g, h: m.retract(x, m.push(x, h)),
+        "project": lambda x, y, g, h: m.project(add(x, g, 0.01)),
+        "residual": lambda x, y, g, h: m.residual(add(x, g, 0.01)),
+        "represent": lambda x, y, g, h: m.represent(x),
+        "exp": lambda x, y, g, h: m.exp(x, m.push(x, h)),  # type: ignore[attr-defined]
+        "log": lambda x, y, g, h: m.log(x, y),  # type: ignore[attr-defined]
+        "dist": lambda x, y, g, h: m.dist(x, y),  # type: ignore[attr-defined]
+        "transport": lambda x, y, g, h: m.transport(x, y, m.push(x, h)),  # type: ignore[attr-defined]
+    }
+    for name, call in calls.items():
+        if hasattr(m, name):
+            whole = call(x, y, g, h)
+            one = call(*(like(a, [t[1, 2] for t in as_tuple(a)]) for a in (x, y, g, h)))
+            assert_close(like(whole, [t[1, 2] for t in as_tuple(whole)]), one, f"{name} of a batch", ROUND_OFF)
+
+
+@_check
+def check_precision(case: Case) -> None:
+    """float32 in, float32 out, near the float64 result."""
+    m, x = case.manifold, case.point()
+    g, h = case.noise(x), case.coordinates(x)
+    low = [like(a, [t.float() for t in as_tuple(a)]) for a in (x, g, h)]
+    for name in ("pull", "push", "retract"):
+        call = getattr(m, name)
+        argument, narrow = (g, low[1]) if name == "pull" else (h, low[2])
+        if name == "retract":
+            argument, narrow = m.push(x, h), m.push(low[0], low[2])
+        result = call(low[0], narrow)
+        assert all(t.dtype == torch.float32 for t in as_tuple(result)), f"{name} of float32 is {as_tuple(result)[0].dtype}"
+        # single precision times the condition of a random point, at most a few thousand here
+        assert_close(result, call(x, argument), f"{name} in float32", 2e-3)
+
+
+@_check
+def check_project(case: Case) -> None:
+    """project leaves points alone, brings near ones back, and does so once and for all."""
+    m, x = case.manifold, case.point()
+    assert_close(m.project(x), x, "project moves a point", 1e-7)
+    y = m.project(add(x, case.noise(x), 0.1))
+    m.check_point(y, "project(x + noise)")
+    assert_close(m.project(y), y, "project is not idempotent", 1e-7)
+
+
+@_check
+def check_carry(case: Case) -> None:
+    """carry is linear, gives conforming coordinates, does nothing where the point stays, and is smooth."""
+    m, x = case.manifold, case.point()
+    h, k = (m.conform(x, case.coordinates(x, s)) for s in (2, 3))
+    y = m.retract(x, case.tangent(x, 4))
+    there = m.carry(x, y, h)
+    assert_close(m.conform(y, there), there, "carry(h) does not conform at the new point", ROUND_OFF)
+    assert_close(m.carry(x, x, h), h, "carry to the same point changes h", ROUND_OFF)
+    mixed = add(scale(there, 2.0), m.carry(x, y, k))
+    assert_close(m.carry(x, y, add(scale(h, 2.0), k)), mixed, "carry is not linear", ROUND_OFF)
+    if m.identity_carry:
+        assert_close(there, h, "identity_carry is set, but carry changes h", 0)
+    v = case.tangent(x, 5)
+    error = lambda t: distance(m.carry(x, m.retract(x, scale(v, t)), h), h)  # noqa: E731
+    assert_slope(error, 1, "carry does not tend to the identity")
+
+
+@_check
+def check_smooth_frame(case: Case) -> None:
+    """Coordinates vary smoothly with the point: no eigenbasis, no sign that flips."""
+    m, x = case.manifold, case.point()
+    g, v = case.noise(x), case.tangent(x)
+    error = lambda t: distance(m.pull(m.retract(x, scale(v, t)), g), m.pull(x, g))  # noqa: E731
+    assert_slope(error, 1, "pull(x, g) is not smooth in x")
+
+
+@_check
+def check_refusals(case: Case) -> None:
+    """A wrong number of dimensions and NaN entries are refused, and so is a point off the manifold."""
+    m, x = case.manifold, case.point()
+    bad = {"NaN": scale(x, float("nan"))}
+    if m.residual(scale(x, 3.0)).item() > 0.1:
+        bad["a point off the manifold"] = scale(x, 3.0)
+    if m.ndim > 0:
+        bad["a single number"] = like(x, [t.flatten()[0] for t in as_tuple(x)])
+    for what, point in bad.items():
+        try:
+            m.check_point(point, "w")
+        except ValueError as error:
+            assert str(error).startswith("w"), f"the error does not name the argument: {error}"
+        else:
+            raise AssertionError(f"check_point accepts {what}")
+
+
+@_check
+def check_exp(case: Case) -> None:
+    """exp agrees with retract to first order, stays on the manifold, and moves with constant speed along itself."""
+    m, x = case.manifold, case.point()
+    if not hasattr(m, "exp"):
+        return
+    v = scale(case.tangent(x), 0.5)
+    m.check_point(m.exp(x, v), "exp(x, v)")
+    assert_close(m.exp(x, scale(v, 0.0)), x, "exp(x, 0) is not x", ROUND_OFF)
+    assert_slope(lambda t: norm(add(m.exp(x, scale(v, t)), add(x, v, t), -1.0)), 2, "exp(x, t v) - x - t v")
+    curve = lambda t: m.exp(x, scale(v, t))  # noqa: E731
+    one = torch.ones((), dtype=torch.float64)
+    halfway, velocity = torch.func.jvp(curve, (one / 2,), (one,))
+    assert_close(m.norm(halfway, velocity), m.norm(x, v), "the speed of the geodesic is not constant", 1e-7)
+    end = m.exp(halfway, scale(velocity, 0.5))
+    assert_close(m.represent(end), m.represent(curve(1.0)), "the geodesic does not continue itself", 1e-7)
+
+
+@_check
+def check_log(case: Case) -> None:
+    """log inverts exp on either side, and dist is its norm."""
+    m, x = case.manifold, case.point()
+    if not hasattr(m, "log"):
+        return
+    v = scale(case.tangent(x), 0.3)
+    y = m.exp(x, v)  # type: ignore[attr-defined]
+    assert_close(m.log(x, y), v, "log(x, exp(x, v)) is not v", 1e-7)
+    z = m.random_point(case.shapes(), generator=case.generator().manual_seed(99), dtype=torch.float64)
+    back = m.exp(x, m.log(x, z))  # type: ignore[attr-defined]
+    assert_close(m.represent(back), m.represent(z), "exp(x, log(x, z)) is not z", 1e-7)
+    assert_close(m.log(x, x), scale(x, 0.0), "log(x, x) is not zero", 1e-7)
+    if hasattr(m, "dist"):
+        assert_close(m.dist(x, z), m.norm(x, m.log(x, z)), "dist is not the norm of log", 1e-7)
+
+
+@_check
+def check_dist(case: Case) -> None:
+    """dist is symmetric, zero at coincident points with a finite gradient, and exact at small distances."""
+    m, x = case.manifold, case.point()
+    if not hasattr(m, "dist"):
+        return
+    z = m.random_point(case.shapes(), generator=case.generator().manual_seed(99), dtype=torch.float64)
+    assert_close(m.dist(x, z), m.dist(z, x), "dist is not symmetric", 1e-8)
+    assert m.dist(x, x).abs().item() < 1e-7, f"dist(x, x) is {m.dist(x, x).item():.2g}"
+    v = scale(case.tangent(x), 1e-6)
+    near = m.dist(x, m.exp(x, v)) if hasattr(m, "exp") else m.dist(x, m.retract(x, v))
+    assert_close(near / m.norm(x, v), torch.ones_like(near), "dist at 1e-6 is not the length of the step", 1e-5)
+
+
+@_check
+def check_transport(case: Case) -> None:
+    """transport is an isometry onto the tangent space at y, turns log(x, y) into -log(y, x), and starts as identity."""
+    m, x = case.manifold, case.point()
+    if not hasattr(m, "transport"):
+        return
+    y = m.exp(x, scale(case.tangent(x, 7), 0.3))  # type: ignore[attr-defined]
+    u, v = case.tangent(x), case.tangent(x, 3)
+    there, other = m.transport(x, y, u), m.transport(x, y, v)
+    assert_close(m.push(y, m.coords(y, there)), there, "transport(v) is not tangent at y", 1e-7)
+    assert_close(m.inner(y, there, other), m.inner(x, u, v), "transport is not an isometry", 1e-7)
+    assert_close(m.transport(x, x, u), u, "transport to the same point changes v", 1e-7)
+    moved = m.transport(x, y, m.log(x, y))  # type: ignore[attr-defined]
+    assert_close(moved, scale(m.log(y, x), -1.0), "transport of log(x, y) is not -log(y, x)", 1e-7)  # type: ignore[attr-defined]
+
+
+@_check
+def check_derivatives(case: Case) -> None:
+    """Derivatives are finite where formulas like to divide by zero: a zero step, coincident points."""
+    m, x = case.manifold, case.point()
+    zero = scale(case.tangent(x), 0.0)
+    places: dict[str, Callable[..., Any]] = {"retract": lambda x, v: m.retract(x, v)}
+    for name in ("exp", "log", "dist"):
+        if hasattr(m, name):
+            places[name] = getattr(m, name)
+    for name, call in places.items():
+        second = x if name in ("log", "dist") else zero
+        a, b = ([t.clone().requires_grad_() for t in as_tuple(s)] for s in (x, second))
+        result = as_tuple(call(like(x, a), like(x, b)))
+        weights = [torch.linspace(1, 2, t.numel(), dtype=t.dtype).reshape(t.shape) for t in result]
+        grads: list[Tensor] = [
+            g for g in torch.autograd.grad(dot(tuple(result), tuple(weights)), [*a, *b], allow_unused=True) if g is not None
+        ]
+        assert all(g.isfinite().all() for g in grads), f"{name}: the derivative at a coincident point is not finite"
+
+
+@_check
+def check_decay(case: Case) -> None:
+    """Decay shrinks what the point stands for by its rate, or leaves the coordinates alone."""
+    m, x = case.manifold, case.point()
+    h = case.coordinates(x)
+    assert_close(m.decay(x, h, 0.0), h, "decay at rate 0 changes h", ROUND_OFF)
+    growth = add(m.decay(x, h, 1.0), h, -1.0)
+    if norm(growth) == 0:
+        return
+    v = m.push(x, growth)
+    shrunk = lambda t: m.represent(m.retract(x, scale(v, -t)))  # noqa: E731
+    if not isinstance(shrunk(0.0), tuple):  # of a product some factors shrink and some do not
+        error = lambda t: norm(add(shrunk(t), scale(m.represent(x), 1 - t), -1.0))  # noqa: E731
+        assert_slope(error, 2, "decay does not shrink the matrix by its rate")

@@ -1,0 +1,283 @@
+"""What every optimiser must satisfy, on every manifold."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steepest.manifolds import Euclidean, Manifold, Stiefel
+from steepest.manifolds.base import as_tuple
+from steepest.optim import Optimizer
+from steepest.testing.asserts import scale
+from steepest.testing.discover import manifolds
+
+OPTIMIZER_CHECKS: list[Callable[[Factory], None]] = []
+"""Every check, in order; each takes a class, or any function from parameters and `lr` to an optimiser."""
+
+Factory = Callable[..., Optimizer]
+
+
+def check_optimizer(factory: Factory) -> None:
+    """Run every check on a class, or on any function of `(params, lr=...)` that returns an optimiser."""
+    for check in OPTIMIZER_CHECKS:
+        check(factory)
+
+
+def _check(function: Callable[[Factory], None]) -> Callable[[Factory], None]:
+    OPTIMIZER_CHECKS.append(function)
+    return function
+
+
+class Problem:
+    """Find the matrix that a given point stands for: half the squared distance, from a start at distance 0.7."""
+
+    def __init__(self, manifold: Manifold, shape: Any, dtype: torch.dtype = torch.float64, copies: int = 1) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.manifold, self.params, self.targets = manifold, [], []
+        for _ in range(copies):
+            x = manifold.random_point(shape, generator=generator, dtype=torch.float64)
+            noise = tuple(torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in as_tuple(x))
+            v = manifold.grad(x, noise if manifold.arity > 1 else noise[0])  # within reach: O(n) falls in two pieces
+            y = manifold.retract(x, scale(v, 0.7 / max(manifold.norm(x, v).item(), 1e-300)))
+            self.params += [torch.nn.Parameter(t.to(dtype)) for t in as_tuple(x)]
+            self.targets.append(as_tuple(manifold.represent(y)))
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups."""
+        plain = isinstance(self.manifold, Euclidean)
+        return [
+            {
+                "params": self.params,
+                "param_names": [f"p{i}" for i in range(len(self.params))],
+                "geometry": None if plain else self.manifold,
+                "role": "matrix" if plain else "point",
+            }
+        ]
+
+    def loss(self) -> Tensor:
+        """Summed over the points."""
+        k, parts = self.manifold.arity, []
+        for i, target in enumerate(self.targets):
+            x = tuple(p.double() for p in self.params[i * k : (i + 1) * k])
+            w = as_tuple(self.manifold.represent(x if k > 1 else x[0]))
+            parts += [((a - b) ** 2).sum() / 2 for a, b in zip(w, target, strict=True)]
+        return torch.stack(parts).sum()
+
+    def backward(self, optimizer: Optimizer, sign: float = 1.0) -> float:
+        """Fresh gradients; the loss."""
+        optimizer.zero_grad()
+        loss = self.loss()
+        (sign * loss).backward()
+        return loss.item()
+
+    def values(self) -> list[Tensor]:
+        """Copies of the parameters."""
+        return [p.detach().clone() for p in self.params]
+
+
+def _places() -> list[tuple[Manifold, Any]]:
+    return [(m, s) for m, s in manifolds() if not isinstance(m, Euclidean) or m.ndim == 2]
+
+
+def _run(factory: Factory, problem: Problem, steps: int, lr: float = 0.05) -> Optimizer:
+    optimizer = factory(problem.groups(), lr=lr)
+    for _ in range(steps):
+        problem.backward(optimizer)
+        optimizer.step()
+    return optimizer
+
+
+@_check
+def check_descends(factory: Factory) -> None:
+    """The loss falls to a tenth on every manifold for one lr of a small grid, and the points stay where they belong."""
+    for manifold, shape in _places():
+        best, first = float("inf"), Problem(manifold, shape).loss().item()
+        for lr in (0.5, 0.1, 0.02):
+            problem = Problem(manifold, shape)
+            optimizer = factory(problem.groups(), lr=lr)
+            try:
+                for step in range(60):
+                    for group in optimizer.param_groups:
+                        group["lr"] = lr * (1 - step / 60)
+                    problem.backward(optimizer)
+                    optimizer.step()
+            except ValueError:  # this lr diverges, and the optimiser says so
+                continue
+            assert optimizer.residual() < 1e-9, f"{manifold}: residual {optimizer.residual():.2g} after 60 steps"
+            best = min(best, problem.loss().item())
+        assert best <= 0.1 * first + 1e-12, f"{manifold}: loss {first:.3g} falls to {best:.3g} only"
+
+
+@_check
+def check_resume(factory: Factory) -> None:
+    """A state dict saved, loaded with `weights_only=True` and restored continues to the last bit, in or out of a batch."""
+    for manifold, shape in _places():
+        straight, broken = Problem(manifold, shape, copies=3), Problem(manifold, shape, copies=3)
+        _run(factory, straight, 5)
+        first = _run(factory, broken, 3)
+        file = io.BytesIO()
+        torch.save(first.state_dict(), file)
+        file.seek(0)
+        second = factory(broken.groups(), lr=1.0)
+        second.load_state_dict(torch.load(file, weights_only=True))
+        assert second.param_groups[0]["lr"] == 0.05, "lr is not restored"
+        for _ in range(2):
+            broken.backward(second)
+            second.step()
+        same = [torch.equal(p, q) for p, q in zip(straight.params, broken.params, strict=True)]
+        assert all(same), f"{manifold}: a resumed run differs from a straight one"
+
+
+@_check
+def check_batches(factory: Factory) -> None:
+    """Points that step together move as each would alone; one without a gradient stays, and the others do not mind."""
+    for manifold, shape in _places():
+        together = Problem(manifold, shape, copies=3)
+        k = manifold.arity
+        apart = Problem(manifold, shape, copies=3)
+        whole = factory(together.groups(), lr=0.05)
+        singles = [factory([{**apart.groups()[0], "params": apart.params[i * k : (i + 1) * k],
+                             "param_names": [f"p{j}" for j in range(k)]}], lr=0.05) for i in range(3)]  # fmt: skip
+        for step in range(4):
+            together.backward(whole)
+            for optimizer in singles:
+                optimizer.zero_grad()
+            apart.loss().backward()
+            if step == 2:
+                for problem in (together, apart):
+                    for p in problem.params[k : 2 * k]:
+                        p.grad = None
+            before = [p.detach().clone() for p in together.params[k : 2 * k]]
+            whole.step()
+            for optimizer in singles:
+                optimizer.step()
+            if step == 2:
+                stays = [torch.equal(a, b) for a, b in zip(before, together.params[k : 2 * k], strict=True)]
+                assert all(stays), f"{manifold}: a point without a gradient moves"
+        gap = max((p - q).abs().max().item() for p, q in zip(together.params, apart.params, strict=True))
+        assert gap < 1e-6, f"{manifold}: in a batch the result differs by {gap:.2g}"
+
+
+@_check
+def check_gradients_untouched(factory: Factory) -> None:
+    """`.grad` is read, never written; `maximize` ascends as minimising the negative does."""
+    for manifold, shape in _places():
+        problem, negative = Problem(manifold, shape), Problem(manifold, shape)
+        up, down = factory(problem.groups(), lr=0.05, maximize=True), factory(negative.groups(), lr=0.05)
+        for _ in range(3):
+            problem.backward(up)
+            grads = [p.grad.clone() for p in problem.params]  # type: ignore[union-attr]
+            up.step()
+            same = [torch.equal(g, p.grad) for g, p in zip(grads, problem.params, strict=True)]  # type: ignore[arg-type]
+            assert all(same), f"{manifold}: step changes .grad"
+            negative.backward(down, sign=-1.0)
+            down.step()
+        gap = max((p - q).abs().max().item() for p, q in zip(problem.params, negative.params, strict=True))
+        assert gap < 1e-9, f"{manifold}: maximize differs from minimising the negative by {gap:.2g}"
+
+
+@_check
+def check_nonfinite(factory: Factory) -> None:
+    """A NaN or infinite gradient is refused by name with nothing changed, or its point alone is left out."""
+    for manifold, shape in _places():
+        for value in (float("nan"), float("inf")):
+            problem = Problem(manifold, shape, copies=2)
+            optimizer = _run(factory, problem, 2)
+            before, state = problem.values(), copy.deepcopy(optimizer.state_dict()["state"])
+            problem.backward(optimizer)
+            problem.params[0].grad.view(-1)[0] = value  # type: ignore[union-attr]
+            try:
+                optimizer.step()
+            except ValueError as error:
+                assert "p0" in str(error), f"the error does not name the parameter: {error}"
+            else:
+                raise AssertionError(f"{manifold}: a gradient with {value} is not refused")
+            assert all(torch.equal(a, b) for a, b in zip(before, problem.params, strict=True)), f"{manifold}: moved"
+            after = optimizer.state_dict()["state"]
+            same = [torch.equal(v, after[i][k]) for i, s in state.items() for k, v in s.items()]
+            assert all(same), f"{manifold}: a refused step changes the state"
+            for group in optimizer.param_groups:
+                group["nonfinite"] = "skip"
+            optimizer.step()
+            assert torch.equal(before[0], problem.params[0]), f"{manifold}: skip moves the bad point"
+            assert all(p.isfinite().all() for p in problem.params), f"{manifold}: skip lets NaN through"
+            k = manifold.arity
+            moved = any(not torch.equal(a, b) for a, b in zip(before[k:], problem.params[k:], strict=True))
+            moved = moved or problem.loss().item() < 1e-12  # a manifold of isolated points
+            assert moved, f"{manifold}: skip stops the good point as well"
+
+
+@_check
+def check_half_precision(factory: Factory) -> None:
+    """bfloat16 parameters step, with their state in float32, and stay on the manifold to their own precision."""
+    for manifold, shape in _places():
+        problem = Problem(manifold, shape, torch.bfloat16)
+        first = problem.loss().item()
+        optimizer = _run(factory, problem, 10, lr=0.02)
+        assert all(p.dtype == torch.bfloat16 for p in problem.params), f"{manifold}: the dtype changes"
+        assert optimizer.residual() < 0.1, f"{manifold}: residual {optimizer.residual():.2g} in bfloat16"
+        assert problem.loss().item() <= first, f"{manifold}: the loss does not fall in bfloat16"
+        for state in optimizer.state.values():
+            dtypes = {v.dtype for v in state.values()}
+            assert dtypes <= {torch.float32, torch.float64}, f"{manifold}: state in {dtypes}"
+
+
+@_check
+def check_torch_interface(factory: Factory) -> None:
+    """Closures see gradients enabled, schedulers move lr, an lr of zero moves nothing, deep copies go on alike."""
+    problem = Problem(Stiefel(), (5, 2))
+    optimizer = factory(problem.groups(), lr=0.05)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+
+    def closure() -> float:
+        assert torch.is_grad_enabled(), "a closure runs without gradients"
+        return problem.backward(optimizer)
+
+    with torch.no_grad():
+        assert optimizer.step(closure) > 0, "step does not return the closure's loss"
+    scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == 0.025, "a scheduler does not move lr"
+    twin = copy.deepcopy((problem, optimizer))
+    for p, o in ((problem, optimizer), twin):
+        p.backward(o)
+        o.step()
+    same = [torch.equal(a, b) for a, b in zip(problem.params, twin[0].params, strict=True)]
+    assert all(same), "a deep copy of optimiser and parameters goes another way"
+    before = problem.values()
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    problem.backward(optimizer)
+    optimizer.step()
+    gap = max((a - b).abs().max().item() for a, b in zip(before, problem.params, strict=True))
+    assert gap < 1e-12, f"with lr 0 a point moves by {gap:.2g}"
+    assert "params" not in repr(optimizer), "repr prints parameters"
+
+
+@_check
+def check_refusals(factory: Factory) -> None:
+    """A point off its manifold, a negative lr and a state of other parameters are refused, each by name."""
+    problem = Problem(Stiefel(), (5, 2), copies=2)
+    other = Problem(Stiefel(), (5, 2), copies=2)
+    for p in other.params:
+        p.data.mul_(2.0)
+    names = list(reversed(problem.groups()[0]["param_names"]))
+    state = _run(factory, problem, 1).state_dict()
+    permuted = factory([{**problem.groups()[0], "param_names": names}], lr=0.1)
+    attempts: dict[str, tuple[Callable[[], Any], str]] = {
+        "points off the manifold": (lambda: factory(other.groups(), lr=0.1), "p0"),
+        "a negative lr": (lambda: factory(problem.groups(), lr=-1.0), "lr"),
+        "no parameters": (lambda: factory([], lr=0.1), "param"),
+        "a permuted state": (lambda: permuted.load_state_dict(state), "param_names"),
+    }
+    for what, (attempt, word) in attempts.items():
+        try:
+            attempt()
+        except (ValueError, TypeError) as error:
+            assert word in str(error), f"the error about {what} does not say {word!r}: {error}"
+        else:
+            raise AssertionError(f"{what} are accepted")
