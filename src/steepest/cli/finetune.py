@@ -9,21 +9,24 @@ from typing import Annotated, Any
 
 import typer
 
-DEFAULTS = "Options left out take the default in brackets."
-
 
 def command(
-    model: Annotated[str | None, typer.Option(help="Transformers folder or hub name.  [all-MiniLM-L6-v2 from PyPI]")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Transformers folder or hub name.  [all-MiniLM-L6-v2 from PyPI]")
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(
-            help="CSV, TSV or JSONL file with the columns text,positive (search) or text,label (classification), and group "
-            "if rows of one group must stay together.  [the Python standard library's documentation]"
+            help="CSV, TSV or JSONL file with the columns text,positive (search) or text,label (classification), and "
+            "group if rows of one group must stay together.  [the Python standard library's documentation]"
         ),
     ] = None,
-    optimizer: Annotated[str | None, typer.Option(help="adam, adamw, amsgrad, adagrad, muon, sgd, shampoo, ...  [adam]")] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="adam, adamw, amsgrad, adagrad, muon, sgd, shampoo, ...  [adam]")
+    ] = None,
     geometry: Annotated[
-        str | None, typer.Option(help="fixed-rank: LoRA's product is one point; euclidean: two plain factors.  [fixed-rank]")
+        str | None,
+        typer.Option(help="fixed-rank: LoRA's product is one point; euclidean: two plain factors.  [fixed-rank]"),
     ] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of the adapter.  [8]")] = None,
     alpha: Annotated[float | None, typer.Option(help="Scale of the adapter: alpha / rank.  [16]")] = None,
@@ -34,10 +37,14 @@ def command(
     max_tokens: Annotated[int | None, typer.Option(help="Length at which texts are cut.  [64]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the adapter and of the order of the rows.  [0]")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.  [cuda where there is one]")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float64, of the frozen weights.  [float32]")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float64, of the frozen weights.  [float32]")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.  [torch's choice]")] = None,
     save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.  [20]")] = None,
-    output: Annotated[Path, typer.Option(help="Folder of adapter, report and checkpoints.")] = Path("steepest-finetune"),
+    output: Annotated[Path, typer.Option(help="Folder of adapter, report and checkpoints.")] = Path(
+        "steepest-finetune"
+    ),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --output.")] = False,
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Leave out the AdamW run beside it.")] = False,
 ) -> None:

@@ -38,7 +38,7 @@ class Checkpoint:
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, to be written by the caller; it takes the name `path` when the block ends well."""
+    """A temporary path beside `path`, for the caller to write; it takes the name `path` when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -123,7 +123,9 @@ def load_trainable(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Put back what `trainable` copied."""
     mine = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if mine.keys() != weights.keys():
-        raise UserError("the checkpoint holds other parameters than the model: was it made with another model or version?")
+        raise UserError(
+            "the checkpoint holds other parameters than the model: was it made with another model or version?"
+        )
     for name, p in mine.items():
         p.copy_(weights[name])
 
@@ -131,12 +133,12 @@ def load_trainable(model: nn.Module, weights: dict[str, Tensor]) -> None:
 def rng_state() -> dict[str, Any]:
     """State of every random number generator that a step may draw from."""
     version, numbers, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "python": [version, list(numbers), gauss],
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys, np.int64)), position, has_gauss, cached],
     }
 
 

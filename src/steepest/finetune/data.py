@@ -1,7 +1,7 @@
 """Texts to train on: the standard library's own documentation, or a table of the user's; and their split.
 
-Rows belong to groups (the module that a docstring comes from, say), and a group is wholly in the training part or wholly
-held out, so that nothing leaks from one part into the other.
+Rows belong to groups (the module that a docstring comes from, say), and a group is wholly in the training part or
+wholly held out, so that nothing leaks from one part into the other.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def split(kind: str, source: str, rows: list[Row]) -> Split:
     rows = list(dict.fromkeys(rows))
     groups = sorted({row.group for row in rows}, key=_digest)
     if len(groups) < 3:
-        raise UserError(f"{source}: {len(groups)} group(s) of rows, but a split by group needs at least 3; add more rows.")
+        raise UserError(
+            f"{source}: {len(groups)} group(s) of rows, but a split by group needs at least 3; add more rows."
+        )
     held_out = set(groups[: max(1, round(len(groups) * HELD_OUT))])
     train = [row for row in rows if row.group not in held_out]
     test = [row for row in rows if row.group in held_out]
@@ -166,7 +168,9 @@ def read_table(path: Path) -> tuple[str, list[Row]]:
     """Kind of task and rows of a CSV, TSV or JSONL file with columns `text,positive` or `text,label` (and `group`)."""
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise UserError(f"--data {path}: cannot read {path.suffix or 'a file without suffix'!r}; give a {', '.join(READERS)}.")
+        raise UserError(
+            f"--data {path}: cannot read {path.suffix or 'a file without suffix'!r}; give a {', '.join(READERS)}."
+        )
     if not path.is_file():
         raise UserError(f"--data {path}: no such file. Give the path of a CSV or JSONL file, or leave --data out.")
     try:
@@ -205,7 +209,9 @@ def _cell(path: Path, line: int, record: dict[str, Any], name: str) -> str:
     text = "" if value is None else str(value).strip()
     if not text:
         found = ", ".join(str(key) for key in record if key is not None)
-        raise UserError(f"--data {path}, line {line}: column {name!r} is empty or missing (columns found: {found}); fill it in.")
+        raise UserError(
+            f"--data {path}, line {line}: column {name!r} is empty or missing (columns found: {found}); fill it in."
+        )
     return text
 
 
@@ -215,8 +221,8 @@ def _read_delimited(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str,
         for record in reader:
             if None in record:
                 raise UserError(
-                    f"--data {path}, line {reader.line_num}: more cells than the columns {', '.join(reader.fieldnames or [])}; "
-                    "put texts that hold the delimiter in double quotes."
+                    f"--data {path}, line {reader.line_num}: more cells than the columns "
+                    f"{', '.join(reader.fieldnames or [])}; put texts that hold the delimiter in double quotes."
                 )
             yield reader.line_num, record
 
@@ -229,9 +235,13 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 record = json.loads(text)
             except json.JSONDecodeError as error:
-                raise UserError(f"--data {path}, line {line}: not valid JSON ({error}); write one object per line.") from None
+                raise UserError(
+                    f"--data {path}, line {line}: not valid JSON ({error}); write one object per line."
+                ) from None
             if not isinstance(record, dict):
-                raise UserError(f"--data {path}, line {line}: expected an object like {{\"text\": ...}}, found {text.strip()[:40]}.")
+                raise UserError(
+                    f'--data {path}, line {line}: expected an object like {{"text": ...}}, found {text.strip()[:40]}.'
+                )
             yield line, record
 
 

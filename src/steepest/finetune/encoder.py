@@ -34,7 +34,7 @@ def default_model() -> str:
     if package.version != DEFAULT_VERSION:
         raise UserError(f"{DEFAULT_PACKAGE} is {package.version}, expected {DEFAULT_VERSION}. {mend}")
     weights = next((f for f in package.files or [] if f.name == "model.safetensors"), None)
-    path = None if weights is None else Path(os.path.normpath(weights.locate()))  # type: ignore[arg-type]
+    path = None if weights is None else Path(os.path.normpath(weights.locate()))
     if path is None or not path.is_file():
         raise UserError(f"{DEFAULT_PACKAGE} {package.version} holds no model.safetensors. {mend}")
     found = sha256(path)
@@ -52,7 +52,9 @@ def sha256(path: Path) -> str:
 def load(model: str | None, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
     """The frozen transformer and its tokenizer, from a folder or by a hub name; the default encoder for None."""
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     name = default_model() if model is None else model
     if os.sep in name and not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise UserError(f"--model {name}: no such folder. Give a folder with config.json and weights, or a hub name.")
@@ -61,9 +63,13 @@ def load(model: str | None, dtype: torch.dtype, device: torch.device) -> tuple[n
         backbone = AutoModel.from_pretrained(name, dtype=dtype)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--model {name}: cannot be loaded ({reason}). Give a transformers folder or a hub name.") from None
+        raise UserError(
+            f"--model {name}: cannot be loaded ({reason}). Give a transformers folder or a hub name."
+        ) from None
     if getattr(backbone.config, "is_encoder_decoder", False):
-        raise UserError(f"--model {name}: is an encoder-decoder; give an encoder (BERT, ...) or a decoder (Llama, ...).")
+        raise UserError(
+            f"--model {name}: is an encoder-decoder; give an encoder (BERT, ...) or a decoder (Llama, ...)."
+        )
     # Evaluation mode throughout: no dropout, so that runs differ by their optimiser and by nothing else.
     return backbone.eval().requires_grad_(False).to(device), tokenizer
 
@@ -72,8 +78,9 @@ def add_lora(backbone: nn.Module, rank: int, alpha: float) -> Any:
     """The transformer with a LoRA adapter on all linear layers of its stack."""
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=linear_layers(backbone), lora_dropout=0.0)  # type: ignore[arg-type]
-    return get_peft_model(backbone, config).eval()  # type: ignore[arg-type]
+    layers = linear_layers(backbone)
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers, lora_dropout=0.0)  # type: ignore[arg-type]
+    return get_peft_model(backbone, config).eval()
 
 
 def linear_layers(backbone: nn.Module) -> str:
@@ -124,7 +131,8 @@ def embed(encoder: Callable[[Sequence[Ids]], Tensor], texts: Sequence[Ids], batc
     """Vectors `(n, d)` of all texts, on the CPU; encoded in order of length so that little is padded."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     parts = [
-        encoder([texts[i] for i in order[start : start + batch_size]]).cpu() for start in range(0, len(texts), batch_size)
+        encoder([texts[i] for i in order[start : start + batch_size]]).cpu()
+        for start in range(0, len(texts), batch_size)
     ]
     out = torch.cat(parts)
     return torch.empty_like(out).index_copy_(0, torch.tensor(order), out)

@@ -14,8 +14,8 @@ RUN_COLORS = ("#0072B2", "#D55E00")
 RUN_DASHES = ("-", (0, (4, 1.5)))
 BASELINE_COLOR = "#9a9a9a"
 SIZE = (5.6, 3.4)
-WIDE = (8.6, 2.6)
-STYLE = {
+FLAT = (5.6, 2.4)
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
@@ -36,7 +36,7 @@ STYLE = {
 def draw(results: dict[str, Any]) -> dict[str, bytes]:
     """All pictures by name."""
     runs = results["runs"]
-    pictures = {
+    return {
         "scores": scores(results["scores"], list(runs)),
         "loss-step": loss(runs, against_time=False),
         "loss-time": loss(runs, against_time=True),
@@ -45,7 +45,6 @@ def draw(results: dict[str, Any]) -> dict[str, bytes]:
         "stable-rank": spread(runs, "stable_rank", "Stable rank of one step's change of B A", log=False),
         "cost": cost(runs),
     }
-    return pictures
 
 
 def scores(table: dict[str, Any], runs: list[str]) -> bytes:
@@ -55,14 +54,16 @@ def scores(table: dict[str, Any], runs: list[str]) -> bytes:
     values = [next(iter(table[name]["metrics"].values())) for name in names]
     low, high = np.array([table[name]["interval"] for name in names]).T
     colors = [RUN_COLORS[runs.index(name)] if name in runs else BASELINE_COLOR for name in names]
-    with _figure(WIDE) as (figure, buffer):
+    with _figure(FLAT) as (figure, buffer):
         axes = figure.subplots()
         axes.barh(names, values, color=colors, height=0.62)
-        axes.errorbar(values, names, xerr=[values - low, high - values], fmt="none", ecolor="#222222", capsize=3, lw=1.2)
+        axes.errorbar(
+            values, names, xerr=[values - low, high - values], fmt="none", ecolor="#222222", capsize=3, lw=1.2
+        )
         for name, value, end in zip(names, values, high, strict=True):
             axes.text(end + 0.012 * max(high), name, f"{value:.3f}", va="center", color="#222222")
         axes.invert_yaxis()
-        axes.set(title=f"{metric} on the held-out rows", xlim=(0, 1.12 * max(high)))
+        axes.set(title=f"{metric} on the held-out rows", xlim=(0, 1.15 * max(high)))
         axes.grid(axis="y", visible=False)
     return buffer.getvalue()
 
@@ -82,7 +83,7 @@ def loss(runs: dict[str, Any], *, against_time: bool) -> bytes:
             ylim=(0, None),
             xlim=(0, None),
         )
-        axes.legend()
+        _legend(figure, axes)
     return buffer.getvalue()
 
 
@@ -110,12 +111,12 @@ def spread(runs: dict[str, Any], key: str, title: str, *, log: bool) -> bytes:
                 steps, low, middle, high = np.array(rows).T
                 axes.fill_between(steps, low, high, color=color, alpha=0.15, lw=0)
                 axes.plot(steps, middle, color=color, ls=dashes, lw=2, label=name)
-        axes.set(title=title, xlabel="step", xlim=(0, None))
+        axes.set(title=title, xlabel="step", xlim=(0, max(len(run["loss"]) for run in runs.values())))
         if log:
             _log_axis(axes)
         else:
             axes.set_ylim(1, None)
-        axes.legend()
+        _legend(figure, axes)
     return buffer.getvalue()
 
 
@@ -135,20 +136,25 @@ def cost(runs: dict[str, Any]) -> bytes:
     """Median time of a step in its two parts, and memory of the optimiser's state."""
     names = list(runs)
     gradient, optimizer = (
-        np.array([np.median(runs[name][key]) * 1e3 for name in names]) for key in ("gradient_seconds", "optimizer_seconds")
+        np.array([np.median(runs[name][key]) * 1e3 for name in names])
+        for key in ("gradient_seconds", "optimizer_seconds")
     )
     memory = np.array([runs[name]["state_bytes"] / 2**20 for name in names])
     with _figure() as (figure, buffer):
         above, below = figure.subplots(2)
         above.barh(names, gradient, color="#c9c9c9", height=0.55, label="forward and backward")
         above.barh(names, optimizer, left=gradient, color="#222222", height=0.55, label="optimiser")
-        _label_bars(above, gradient + optimizer, [f"{g:,.0f} + {o:,.1f}" for g, o in zip(gradient, optimizer, strict=True)], 1.35)
+        _label_bars(
+            above,
+            gradient + optimizer,
+            [f"{g:,.0f} + {o:,.1f}" for g, o in zip(gradient, optimizer, strict=True)],
+            1.35,
+        )
         above.set_title("Median time of a step, milliseconds")
         below.barh(names, memory, color=RUN_COLORS[: len(names)], height=0.55)
         _label_bars(below, memory, [f"{m:,.2f}" for m in memory], 1.2)
         below.set_title("Memory of the optimiser's state, MiB")
-        handles, labels = above.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9)
+        _legend(figure, above)
     return buffer.getvalue()
 
 
@@ -158,6 +164,11 @@ def _label_bars(axes: Any, ends: np.ndarray, texts: list[str], room: float) -> N
     axes.set_xlim(0, room * max(ends.max(), 1e-9))
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
+
+
+def _legend(figure: Any, axes: Any) -> None:
+    """Below the picture, where it hides nothing."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
 
 @contextlib.contextmanager

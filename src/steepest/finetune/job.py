@@ -20,9 +20,9 @@ from torch import nn
 from steepest.finetune import checkpoint, data, encoder, report
 from steepest.finetune.errors import UserError, check_packages
 from steepest.finetune.scores import Scores
-from steepest.finetune.settings import DTYPES, Settings
+from steepest.finetune.settings import DTYPES, Settings, known_optimizers
 from steepest.finetune.signals import Stop
-from steepest.finetune.tasks import TASKS, Task
+from steepest.finetune.tasks import TASKS, Classifier, Task
 from steepest.finetune.train import History, baseline_optimizer, chosen_optimizer, train
 
 SETTINGS = "settings.json"
@@ -30,7 +30,12 @@ PACKAGES = ("steepest", "torch", "transformers", "peft", "scikit-learn", "numpy"
 
 
 def finetune(
-    given: dict[str, Any], output: Path, *, resume: bool = False, stop: Stop | None = None, say: Callable[[str], None] = print
+    given: dict[str, Any],
+    output: Path,
+    *,
+    resume: bool = False,
+    stop: Stop | None = None,
+    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Run the job in the folder `output`, and return what `report.json` holds.
 
@@ -57,12 +62,16 @@ def open_folder(output: Path, given: dict[str, Any], resume: bool) -> Settings:
     path = output / SETTINGS
     if resume:
         if not path.is_file():
-            raise UserError(f"--resume: {output} holds no interrupted run (no {SETTINGS}). Leave --resume out to start one.")
+            raise UserError(
+                f"--resume: {output} holds no interrupted run (no {SETTINGS}). Leave --resume out to start one."
+            )
         settings = Settings(**checkpoint.read_json(path))
         settings.agree(given)
         return settings.checked()
     if path.exists():
-        raise UserError(f"--output {output}: holds a run already. Add --resume to go on with it, or choose another folder.")
+        raise UserError(
+            f"--output {output}: holds a run already. Add --resume to go on with it, or choose another folder."
+        )
     settings = Settings(**given).checked()
     try:
         checkpoint.write_json(path, settings.to_json())
@@ -87,7 +96,7 @@ class Job:
         self.say(f"data: {split.source}; {len(split.train)} rows to train on, {len(split.test)} held out")
         model, backbone, task = self.load(split)
         scores = {"TF-IDF": self.scored("tfidf", task.tfidf), "frozen": self.frozen(model, task)}
-        names = {"chosen": f"{s.optimizer}, {s.geometry}"} | ({"baseline": "AdamW"} if s.baseline else {})
+        names = {"chosen": run_name(s)} | ({"baseline": "torch AdamW"} if s.baseline else {})
         builders = {"chosen": chosen_optimizer, "baseline": baseline_optimizer}
         histories = {}
         for key, name in names.items():
@@ -106,7 +115,8 @@ class Job:
         backbone = encoder.add_lora(base, s.rank, s.alpha)
         task = TASKS[split.kind](split, tokenizer, s)
         model = task.model(backbone, tokenizer.pad_token_id or 0)
-        trained, total = (sum(p.numel() for p in model.parameters() if p.requires_grad or everything) for everything in (False, True))
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in model.parameters())
         self.say(f"model: {s.model or encoder.DEFAULT_PACKAGE}; {trained:,} of {total:,} parameters are trained")
         return model, backbone, task
 
@@ -138,7 +148,9 @@ class Job:
 
         checkpoint.load_trainable(model, load_file(self.output / "initial.safetensors"))
 
-    def report(self, split: data.Split, task: Task, scores: dict[str, Scores], runs: dict[str, History]) -> dict[str, Any]:
+    def report(
+        self, split: data.Split, task: Task, scores: dict[str, Scores], runs: dict[str, History]
+    ) -> dict[str, Any]:
         """Write the report, and return what its JSON file holds."""
         results = {
             "task": {
@@ -164,12 +176,17 @@ class Job:
         return results
 
 
+def run_name(settings: Settings) -> str:
+    """The chosen optimiser and geometry, as the report calls them."""
+    return f"{known_optimizers()[settings.optimizer].__name__} ({settings.geometry})"
+
+
 def save_adapter(model: nn.Module, backbone: Any, folder: Path) -> None:
     """The adapter in PEFT's format, and the head of a classifier beside it."""
     from safetensors.torch import save_file
 
     backbone.save_pretrained(folder)
-    if hasattr(model, "head"):
+    if isinstance(model, Classifier):
         with checkpoint.atomic(folder / "head.safetensors") as path:
             save_file({k: v.contiguous() for k, v in model.head.state_dict().items()}, path)
 

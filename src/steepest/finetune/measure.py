@@ -1,4 +1,4 @@
-"""What is measured of an adapter while it trains: all of it from r x r and 2r x 2r matrices, never from W = B A itself."""
+"""What is measured of an adapter while it trains: all from r x r and 2r x 2r matrices, never from W = B A itself."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def lora_pairs(model: nn.Module) -> list[Pair]:
 
 
 def condition_numbers(pairs: list[Pair]) -> tuple[list[float | None], list[float | None]]:
-    """Largest over smallest singular value of each B and of each A; None for a factor that has lost rank (B = 0, say)."""
+    """Largest over smallest singular value of each B and each A; None for a factor that has lost rank (B = 0, say)."""
     return [_condition(b) for b, _ in pairs], [_condition(a.mT) for _, a in pairs]
 
 

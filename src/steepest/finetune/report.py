@@ -19,7 +19,7 @@ CAPTIONS = {
     "condition-B": "Largest over smallest singular value of LoRA's factor B. Line: median layer; band: all layers. "
     "Large numbers mean that some directions of the adapter are hardly used.",
     "condition-A": "The same for the factor A.",
-    "stable-rank": "How many directions one step really uses: 1 means a single one, the adapter's 2 x rank is the most. "
+    "stable-rank": "How many directions one step really uses: 1 means a single one, twice the rank is the most. "
     "Line: median layer; band: all layers.",
     "cost": "What one step costs, and what the optimiser keeps in memory besides the weights.",
 }
@@ -60,7 +60,8 @@ def summary(results: dict[str, Any]) -> str:
     metric = next(iter(scores["frozen"]["metrics"]))
     before, after = (scores[name]["metrics"][metric] for name in ("frozen", chosen))
     verb = "left" if f"{before:.3f}" == f"{after:.3f}" else "raised" if after > before else "lowered"
-    text = f"Fine-tuning with {chosen} {verb} {metric} from {before:.3f} (frozen) to {after:.3f}{_change(gains['frozen'])}."
+    change = _change(gains["frozen"])
+    text = f"Fine-tuning with {chosen} {verb} {metric} from {before:.3f} (frozen) to {after:.3f}{change}."
     for other in others:
         value = scores[other]["metrics"][metric]
         text += f" {other} on the same adapter reached {value:.3f}{_comparison(gains[other], chosen)}."

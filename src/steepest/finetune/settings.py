@@ -61,7 +61,14 @@ class Settings:
             raise unknown("--dtype", self.dtype, DTYPES)
         for field in ("rank", "alpha", "baseline_lr", "steps", "save_every", "temperature"):
             _positive(field, getattr(self, field))
-        for field, least in (("batch_size", 2), ("max_tokens", 4), ("eval_size", 2), ("threads", 0), ("measure_every", 0), ("seed", 0)):
+        for field, least in (
+            ("batch_size", 2),
+            ("max_tokens", 4),
+            ("eval_size", 2),
+            ("threads", 0),
+            ("measure_every", 0),
+            ("seed", 0),
+        ):
             if getattr(self, field) < least:
                 raise UserError(f"{_option(field)} {getattr(self, field)}: must be at least {least}.")
         lr = DEFAULT_LR.get((self.optimizer, self.geometry), FALLBACK_LR) if self.lr is None else self.lr
@@ -84,8 +91,8 @@ class Settings:
             mine = getattr(self, field)
             if value != mine and not (field == "device" and _device(value) == mine):
                 raise UserError(
-                    f"{_option(field)} {value} conflicts with the interrupted run, which has {mine}. Leave the option out "
-                    "to go on with that run, or start another one in a new --output folder without --resume."
+                    f"{_option(field)} {value} conflicts with the interrupted run, which has {mine}. Leave the option "
+                    "out to go on with that run, or start another one in a new --output folder without --resume."
                 )
 
 
@@ -118,5 +125,7 @@ def _device(name: str) -> str:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--device {name}: cannot be used here ({reason}). Use cpu, cuda, cuda:1, mps or auto.") from None
+        raise UserError(
+            f"--device {name}: cannot be used here ({reason}). Use cpu, cuda, cuda:1, mps or auto."
+        ) from None
     return name

@@ -1,4 +1,4 @@
-"""The two tasks: finding the text that belongs to a text, and naming its class. Each has a loss, a score and baselines."""
+"""The two tasks: find the text that belongs to a text, or name its class. Each has a loss, a score and baselines."""
 
 from __future__ import annotations
 
@@ -89,7 +89,10 @@ class Search(Task):
     def _also_right(self, rows: list[int]) -> Tensor:
         """Which pairs `(n, n)` of a batch share a text with another pair, and so are no wrong answers."""
         same = [
-            [i != j and (self.train[i].text == self.train[j].text or self.train[i].target == self.train[j].target) for j in rows]
+            [
+                i != j and (self.train[i].text == self.train[j].text or self.train[i].target == self.train[j].target)
+                for j in rows
+            ]
             for i in rows
         ]
         return torch.tensor(same)
@@ -146,7 +149,9 @@ class Classification(Task):
         self.train, self.test = split.train, subset(split.test, settings.eval_size)
         self.labels = sorted({row.target for row in self.train})
         if len(self.labels) < 2:
-            raise UserError(f"{split.source}: the training part has only the label {self.labels[0]!r}; give at least two.")
+            raise UserError(
+                f"{split.source}: the training part has only the label {self.labels[0]!r}; give at least two."
+            )
         self.classes = torch.tensor([self.labels.index(row.target) for row in self.train])
         self.train_ids, self.test_ids = (
             tokenize(tokenizer, [r.text for r in rows], settings.max_tokens) for rows in (self.train, self.test)

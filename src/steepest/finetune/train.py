@@ -71,7 +71,9 @@ def train(
         for step in range(start, settings.steps):
             set_rates(optimizer, rates, schedule(step, settings.steps))
             take_step(model, task, optimizer, step, settings, history)
-            bar.set_postfix(loss=f"{history.loss[-1]:.3f}", residual=f"{history.measured[-1]['residual']:.1e}", refresh=False)
+            bar.set_postfix(
+                loss=f"{history.loss[-1]:.3f}", residual=f"{history.measured[-1]['residual']:.1e}", refresh=False
+            )
             bar.update()
             last = step + 1 == settings.steps
             if stop.requested or last or (step + 1) % settings.save_every == 0:
@@ -94,11 +96,15 @@ def take_step(
     clocks.append(_clock(model))
     value = loss.item()
     if not math.isfinite(value):
-        raise UserError(f"the loss is {value} at step {step + 1}: lower --lr (now {settings.lr}) and start in a new folder.")
+        raise UserError(
+            f"the loss is {value} at step {step + 1}: lower --lr (now {settings.lr}) and start in a new folder."
+        )
     try:
         optimizer.step()
     except ValueError as error:  # a gradient that is not finite
-        raise UserError(f"step {step + 1}: {error} Or lower --lr (now {settings.lr}) and start in a new folder.") from None
+        raise UserError(
+            f"step {step + 1}: {error} Or lower --lr (now {settings.lr}) and start in a new folder."
+        ) from None
     clocks.append(_clock(model))
     history.loss.append(value)
     history.gradient_seconds.append(clocks[1] - clocks[0])
@@ -156,7 +162,9 @@ def resume(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> 
     try:
         optimizer.load_state_dict(found.optimizer)
     except (ValueError, KeyError) as error:
-        raise UserError(f"{folder}: the optimiser refuses its saved state ({error}). Start anew in another folder.") from None
+        raise UserError(
+            f"{folder}: the optimiser refuses its saved state ({error}). Start anew in another folder."
+        ) from None
     checkpoint.set_rng_state(found.rng)
     return History(**found.history), found.step
 

@@ -62,6 +62,12 @@ def sym_power(a: Tensor, p: float) -> Tensor:
     return _spectral(a, integer_power(int(p)) if p == int(p) else real_power(p))
 
 
+def sym_angle_over_sine(a: Tensor) -> Tensor:
+    """arccos(a) / sin(arccos(a)) of the symmetric a `(*b, n, n)` with eigenvalues in [0, 1]: smooth at one, where an
+    angle is zero; above one by rounding counts as one."""
+    return _spectral(a, ANGLE_OVER_SINE)
+
+
 # The functions of one eigenvalue. -------------------------------------------------------------------------------------
 
 
@@ -95,6 +101,36 @@ EXP = Scalar(torch.exp, _exp_slope, torch.exp, torch.ones_like, positive=False)
 LOG = Scalar(torch.log, _log_slope, lambda x: -1 / x.square())
 SQRT = Scalar(torch.sqrt, lambda a, b: 1 / (a.sqrt() + b.sqrt()), lambda x: -0.25 * x**-1.5)
 INV_SQRT = Scalar(torch.rsqrt, lambda a, b: -1 / (a * b.sqrt() + b * a.sqrt()), lambda x: 0.75 * x**-2.5)
+
+
+ANGLE_TERMS = 60
+"""With u = 1 - cos t, t / sin t = sum b_k u^k, b_0 = 1, b_{k+1} / b_k = (k + 1) / (2k + 3) < 1/2: enough for u <= 1."""
+
+
+def _angle_series(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The series at a, and its divided difference over a and b in 1 - cos t: Horner's rule, all terms positive."""
+    coefficients = [1.0]
+    for k in range(ANGLE_TERMS):
+        coefficients.append(coefficients[-1] * (k + 1) / (2 * k + 3))
+    u, w = (1 - a).clamp_min(0), (1 - b).clamp_min(0)
+    value, other = (torch.full_like(u + w, coefficients[-1]) for _ in range(2))
+    slope = torch.zeros_like(value)
+    for c in reversed(coefficients[:-1]):
+        slope = other + u * slope
+        value, other = c + u * value, c + w * other
+    return value, slope
+
+
+def _angle_curvature(x: Tensor) -> Tensor:
+    """f'' from the differential equation (1 - x^2) f' = x f - 1, and near one from the series, 4 / 15 + 36 / 105 u."""
+    value, slope = _angle_series(x, x)
+    rest = (1 - x.square()).clamp_min(1e-30)
+    return torch.where(x > 1 - 1e-5, 4 / 15 + 36 / 105 * (1 - x), (value - 3 * x * slope) / rest)
+
+
+ANGLE_OVER_SINE = Scalar(
+    lambda x: _angle_series(x, x)[0], lambda a, b: -_angle_series(a, b)[1], _angle_curvature, torch.ones_like
+)
 
 
 def real_power(p: float) -> Scalar:

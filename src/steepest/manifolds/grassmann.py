@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.linalg import cholesky_qr, polar
+from steepest.linalg import cholesky_qr, low_rank_expm1, polar, sym_angle_over_sine
 from steepest.manifolds.base import Manifold
 from steepest.manifolds.stiefel import Stiefel, _euclidean_exp
 
@@ -51,15 +51,11 @@ class Grassmann(Manifold):
         return _euclidean_exp(x, v)  # the same curve on Stiefel, as X^T V = 0
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
-        """The horizontal v of least norm whose `exp(x, v)` spans what y spans; not unique, and not reliable, where a
-        principal angle is a right one."""
-        u, cosine, wh = torch.linalg.svd(y.mT @ x)
-        aligned = y @ (u @ wh)  # the basis of y's span that is nearest to x
-        k = aligned - x @ (x.mT @ aligned)
-        sine = torch.linalg.vector_norm(k @ wh.mT, dim=-2)
-        angle = torch.atan2(sine, cosine)
-        ratio = torch.where(sine > 0, angle / torch.where(sine > 0, sine, 1), 1)
-        return ((k @ wh.mT) * ratio.unsqueeze(-2)) @ wh
+        """The horizontal v of least norm whose `exp(x, v)` spans what y spans. Where a principal angle is a right one
+        there are several, and that angle is left out (Bendokat et al. 2020, section 5.2)."""
+        aligned = y @ polar(y.mT @ x)  # the basis of y's span that is nearest to x
+        cosine = x.mT @ aligned
+        return (aligned - x @ cosine) @ sym_angle_over_sine(cosine)
 
     def dist(self, x: Tensor, y: Tensor) -> Tensor:
         """Root of the summed squares of the principal angles, from their sines and cosines (Bjorck and Golub 1973), so
@@ -69,17 +65,11 @@ class Grassmann(Manifold):
         return torch.linalg.vector_norm(torch.atan2(sine[..., : xy.shape[-1]], cosine.flip(-1)), dim=-1)
 
     def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """Parallel transport along the shortest geodesic, up to the basis of y's span: v at x, the result at y itself."""
-        u, _, wh = torch.linalg.svd(y.mT @ x)
-        rotation = u @ wh
+        """Parallel transport along the shortest geodesic, of v horizontal at the basis x to the basis y."""
+        # expm(K X^T - X K^T), K = log(x, y), moves the frame along the geodesic, to the basis of y's span next to x.
         k = self.log(x, y)
-        # expm of the generator K X^T - X K^T carries X to Y R and every horizontal vector along the geodesic.
         left, right = torch.cat([k, x], -1), torch.cat([x, -k], -1)
-        p = x.shape[-1]
-        top = torch.cat([right.mT @ left, right.mT @ v], -1)
-        generator = torch.cat([top, torch.zeros_like(top[..., :p, :])], -2)
-        moved = v + left @ torch.linalg.matrix_exp(generator)[..., : 2 * p, 2 * p :]
-        return moved @ rotation.mT
+        return (v + low_rank_expm1(left, right, v)) @ polar(y.mT @ x).mT
 
     def project(self, x: Tensor) -> Tensor:
         """Polar factor: the nearest orthonormal matrix, and a basis of x's own span."""

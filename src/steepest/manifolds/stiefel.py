@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.linalg import cholesky_qr, polar, skew, sym_inv_sqrt
+from steepest.linalg import cholesky_qr, low_rank_expm1, polar, skew, sym_inv_sqrt
 from steepest.manifolds.base import Manifold
 
 METRICS = {"euclidean": 1.0, "canonical": math.sqrt(2.0)}
@@ -128,11 +128,6 @@ def _euclidean_exp(x: Tensor, v: Tensor) -> Tensor:
 
 
 def _canonical_exp(x: Tensor, v: Tensor) -> Tensor:
-    """expm(K X^T - X K^T) X with K = (I - X X^T / 2) V, in 3p x 3p: for W = P Q^T, expm(W) X = X + P phi(Q^T P) Q^T X
-    with phi(M) = (expm(M) - I) / M, which is the upper right block of expm([[M, Q^T X], [0, 0]])."""
-    p = x.shape[-1]
+    """expm(K X^T - X K^T) X with K = (I - X X^T / 2) V."""
     k = v - x @ (x.mT @ v) / 2
-    left, right = torch.cat([k, x], -1), torch.cat([x, -k], -1)
-    top = torch.cat([right.mT @ left, right.mT @ x], -1)
-    generator = torch.cat([top, torch.zeros_like(top[..., :p, :])], -2)
-    return x + left @ torch.linalg.matrix_exp(generator)[..., : 2 * p, 2 * p :]
+    return x + low_rank_expm1(torch.cat([k, x], -1), torch.cat([x, -k], -1), x)

@@ -206,6 +206,12 @@ def clip_grad_norm_(optimizer: Optimizer, max_norm: float) -> Tensor:
 
     On a manifold the norm is that of `pull(x, g)`: `torch.nn.utils.clip_grad_norm_` would measure the Euclidean gradient.
     Changes `.grad` in place, like its model in torch, and returns the norm from before.
+
+    >>> x = torch.nn.Parameter(torch.zeros(2))
+    >>> optimizer = SGD([x], lr=1.0)
+    >>> (3 * x[0] + 4 * x[1]).backward()
+    >>> clip_grad_norm_(optimizer, 1.0).item(), [round(g, 3) for g in x.grad.tolist()]
+    (5.0, [0.6, 0.8])
     """
     check_range("max_norm", max_norm, open_low=True)
     with torch.no_grad():
