@@ -213,8 +213,11 @@ def check_project(case: Case) -> None:
     """project leaves points alone, brings near ones back, and does so once and for all."""
     m, x = case.manifold, case.point()
     assert_close(m.project(x), x, "project moves a point", 1e-7)
-    y = m.project(add(x, case.noise(x), 0.1))
+    z = add(x, case.noise(x), 0.1)
+    y = m.project(z)
     m.check_point(y, "project(x + noise)")
+    if distance(y, z) > 1e-3:
+        assert m.residual(z).item() > 1e-6, "residual is zero off the manifold"
     assert_close(m.project(y), y, "project is not idempotent", 1e-7)
 
 

