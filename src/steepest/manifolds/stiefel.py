@@ -71,11 +71,8 @@ class Stiefel(Manifold):
         return skew(a), z - x @ (x.mT @ z)
 
     def _move(self, x: Tensor, h: tuple[Tensor, Tensor]) -> Tensor:
-        v = self._push(x, h)
-        if self.retraction == "qr":
-            return cholesky_qr(x + v)
-        eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-        return (x + v) @ sym_inv_sqrt(eye + v.mT @ v)
+        y = x + self._push(x, h)
+        return cholesky_qr(y) if self.retraction == "qr" else y @ sym_inv_sqrt(y.mT @ y)  # both mend x's own rounding
 
     def exp(self, x: Tensor, v: Tensor) -> Tensor:
         """End of the geodesic that leaves x with velocity v (Edelman et al. 1998, equations 2.45 and 2.42)."""
