@@ -33,7 +33,9 @@ def _imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             modules += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            modules += [f"{node.module}.{a.name}" if node.module == "steepest" else node.module or "" for a in node.names]
+            modules += [
+                f"{node.module}.{a.name}" if node.module == "steepest" else node.module or "" for a in node.names
+            ]
     return {m.split(".")[1] for m in modules if m.startswith("steepest.")}
 
 

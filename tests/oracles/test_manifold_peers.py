@@ -364,10 +364,8 @@ def test_retraction_has_the_order_it_should(manifold: Any, shape: tuple[int, ...
         return float(np.log(float(first / second)) / np.log(4)) if second > 1e-13 else np.inf
 
     assert slope(lambda t: (manifold.retract(x, t * v) - x - t * v).norm()) > 1.85
-    exact = {"Stiefel": manifold.retraction == "polar" and manifold.metric == "euclidean"} if isinstance(
-        manifold, Stiefel
-    ) else {}
-    second_order = exact.get("Stiefel", True)
+    # A QR of X + V differs from the geodesic at t^2, and so does the polar factor from the canonical geodesic.
+    second_order = not isinstance(manifold, Stiefel) or manifold == Stiefel("euclidean", "polar")
     order = slope(
         lambda t: (manifold.represent(manifold.retract(x, t * v)) - manifold.represent(manifold.exp(x, t * v))).norm()
     )
@@ -470,20 +468,20 @@ def test_fixed_rank_gradient_is_the_slope_of_the_loss() -> None:
     torch.testing.assert_close(FixedRank().inner((b, a), gradient, v), slope, rtol=1e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize("condition", [1.0, 1e4])
+@pytest.mark.parametrize("condition", [1.0, 1e4, 1e8])
 def test_fixed_rank_gradient_step_does_not_see_the_factorisation(condition: float) -> None:
     manifold, (b, a) = FixedRank(), pair()
     u, s, vt = torch.linalg.svd(randn(2, 2, seed=9))
     mix = u @ torch.diag(torch.tensor([condition, 1.0], dtype=torch.float64)) @ vt
     other = b @ mix, torch.linalg.solve(mix, a)
-    torch.testing.assert_close(other[0] @ other[1], b @ a, rtol=1e-10, atol=1e-10)
 
     def step(x: tuple[Tensor, Tensor]) -> Tensor:
         grad = manifold.grad(x, loss_gradients(*x))
-        return manifold.represent(manifold.retract(x, tuple(-0.01 * part for part in grad)))
+        return manifold.represent(manifold.retract(x, tuple(-0.01 * part for part in grad))) - b @ a
 
-    # The pulled-back Gram matrices are solved with `condition` squared in float64.
-    torch.testing.assert_close(step(other), step((b, a)), rtol=1e-8, atol=1e-12 * condition**2 + 1e-11)
+    # The other pair's product is b @ a to eps * condition, and the algebra on it must lose no more.
+    error = (step(other) - step((b, a))).abs().max() / step((b, a)).abs().max()
+    assert error < 1e-13 + 1e-17 * condition
 
 
 def test_fixed_rank_represents_the_tangent_to_first_order() -> None:

@@ -18,6 +18,7 @@ def build() -> Any:
         help="Steepest descent under any norm, on any matrix manifold, for PyTorch.",
         no_args_is_help=True,
         add_completion=False,
+        rich_markup_mode=None,
         pretty_exceptions_enable=False,
     )
     app.callback()(lambda: None)  # so that a single subcommand keeps its name

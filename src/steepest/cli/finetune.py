@@ -22,7 +22,7 @@ def command(
         ),
     ] = None,
     optimizer: Annotated[
-        str | None, typer.Option(help="adam, adamw, amsgrad, adagrad, muon, sgd, shampoo, ...  [adam]")
+        str | None, typer.Option(help="adam, adamw, muon, sgd, shampoo, ...; a wrong name lists all.  [adam]")
     ] = None,
     geometry: Annotated[
         str | None,
@@ -71,6 +71,8 @@ def run(given: dict[str, Any], output: Path, resume: bool) -> int:
         print(f"steepest finetune: {error}", file=sys.stderr)
         return 2
     except Interrupted as interrupted:
-        print(f"\n{interrupted}; go on with: steepest finetune --resume --output {output}", file=sys.stderr)
+        begun = (output / "settings.json").is_file()
+        advice = f"go on with: steepest finetune --resume --output {output}" if begun else "nothing had begun yet"
+        print(f"\n{interrupted}; {advice}", file=sys.stderr)
         return interrupted.exit_code
     return 0

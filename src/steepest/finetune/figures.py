@@ -53,13 +53,12 @@ def scores(table: dict[str, Any], runs: list[str]) -> bytes:
     metric = next(iter(table[names[0]]["metrics"]))
     values = [next(iter(table[name]["metrics"].values())) for name in names]
     low, high = np.array([table[name]["interval"] for name in names]).T
+    around = np.array([values - low, high - values]).clip(min=0)  # equal numbers may differ by rounding
     colors = [RUN_COLORS[runs.index(name)] if name in runs else BASELINE_COLOR for name in names]
     with _figure(FLAT) as (figure, buffer):
         axes = figure.subplots()
         axes.barh(names, values, color=colors, height=0.62)
-        axes.errorbar(
-            values, names, xerr=[values - low, high - values], fmt="none", ecolor="#222222", capsize=3, lw=1.2
-        )
+        axes.errorbar(values, names, xerr=around, fmt="none", ecolor="#222222", capsize=3, lw=1.2)
         for name, value, end in zip(names, values, high, strict=True):
             axes.text(end + 0.012 * max(high), name, f"{value:.3f}", va="center", color="#222222")
         axes.invert_yaxis()

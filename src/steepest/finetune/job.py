@@ -51,14 +51,14 @@ def finetune(
         Interrupted: a signal came; the job can be resumed.
     """
     check_packages()
-    settings = open_folder(output, given, resume)
+    settings = settings_of(output, given, resume)
     torch.set_num_threads(settings.threads)
     job = Job(settings, output, stop or Stop(), say)
     return job.run()
 
 
-def open_folder(output: Path, given: dict[str, Any], resume: bool) -> Settings:
-    """The settings of a new job, noted in its folder, or of the interrupted one that is there."""
+def settings_of(output: Path, given: dict[str, Any], resume: bool) -> Settings:
+    """The settings of a new job in the folder `output`, or of the interrupted one that is there."""
     path = output / SETTINGS
     if resume:
         if not path.is_file():
@@ -74,7 +74,7 @@ def open_folder(output: Path, given: dict[str, Any], resume: bool) -> Settings:
         )
     settings = Settings(**given).checked()
     try:
-        checkpoint.write_json(path, settings.to_json())
+        output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output {output}: cannot be written ({error.strerror}). Choose another folder.") from None
     return settings
@@ -95,6 +95,7 @@ class Job:
         split = data.load(s.data)
         self.say(f"data: {split.source}; {len(split.train)} rows to train on, {len(split.test)} held out")
         model, backbone, task = self.load(split)
+        checkpoint.write_json(self.output / SETTINGS, s.to_json())  # from here on the job can be resumed
         scores = {"TF-IDF": self.scored("tfidf", task.tfidf), "frozen": self.frozen(model, task)}
         names = {"chosen": run_name(s)} | ({"baseline": "torch AdamW"} if s.baseline else {})
         builders = {"chosen": chosen_optimizer, "baseline": baseline_optimizer}

@@ -95,23 +95,31 @@ def take_step(
     loss.backward()
     clocks.append(_clock(model))
     value = loss.item()
-    if not math.isfinite(value):
-        raise UserError(
-            f"the loss is {value} at step {step + 1}: lower --lr (now {settings.lr}) and start in a new folder."
-        )
-    try:
-        optimizer.step()
-    except ValueError as error:  # a gradient that is not finite
-        raise UserError(
-            f"step {step + 1}: {error} Or lower --lr (now {settings.lr}) and start in a new folder."
-        ) from None
+    if math.isfinite(value):  # else the check below says so
+        _step(optimizer, step)
     clocks.append(_clock(model))
+    if not math.isfinite(value) or (measured and not _finite(model)):
+        what = "the adapter has entries that are not finite" if math.isfinite(value) else f"the loss is {value}"
+        raise UserError(
+            f"step {step + 1}: {what}. Lower --lr (now {settings.lr}) or --baseline-lr ({settings.baseline_lr}), in a new --output folder."
+        )
     history.loss.append(value)
     history.gradient_seconds.append(clocks[1] - clocks[0])
     history.optimizer_seconds.append(clocks[2] - clocks[1])
     if measured:
         history.measured.append(_measurements(model, optimizer, before, step + 1))
         history.state_bytes = measure.state_bytes(optimizer)
+
+
+def _step(optimizer: torch.optim.Optimizer, step: int) -> None:
+    try:
+        optimizer.step()
+    except ValueError as error:  # a gradient that is not finite
+        raise UserError(f"step {step + 1}: {error} Or lower the learning rate.") from None
+
+
+def _finite(model: nn.Module) -> bool:
+    return all(bool(p.isfinite().all()) for p in model.parameters() if p.requires_grad)
 
 
 def _measurements(model: nn.Module, optimizer: Any, before: list[measure.Pair], step: int) -> dict[str, Any]:

@@ -6,14 +6,14 @@ from steepest.linalg.polar import SCHEDULES, orthogonalize, polar
 from steepest.linalg.precision import widen
 from steepest.linalg.qr import cholesky_qr, qr, triangular_inverse
 from steepest.linalg.symmetric import (
+    skew,
     sym,
+    sym_angle_over_sine,
     sym_exp,
     sym_inv_sqrt,
     sym_log,
     sym_power,
     sym_sqrt,
-    skew,
-    sym_angle_over_sine,
 )
 
 __all__ = [

@@ -39,15 +39,15 @@ def total(x: Tensor, ndim: int) -> Tensor:
 class Manifold(Spec, abc.ABC):
     """A matrix manifold; a frozen dataclass whose fields are its metric, its retraction and its sizes.
 
-    At a point x the *frame* is a linear map `push(x, h)` from plain matrices h, the coordinates, onto the tangent space;
-    it is a co-isometry: isometric on the orthogonal complement of its kernel. Its adjoint `pull(x, g)` turns a Euclidean
-    gradient g into coordinates. In coordinates the metric is the Frobenius one, so an optimiser written for plain
-    matrices works there unchanged: `retract(x, push(x, -lr * chain(pull(x, g))))`.
+    At a point x the *frame* is a linear map `push(x, h)` from plain matrices h, the coordinates, onto the tangent
+    space; it is a co-isometry: isometric on the orthogonal complement of its kernel. Its adjoint `pull(x, g)` turns a
+    Euclidean gradient g into coordinates. In coordinates the metric is the Frobenius one, so an optimiser written for
+    plain matrices works there unchanged: `retract(x, push(x, -lr * chain(pull(x, g))))`.
 
-    To write a manifold, give the methods that are abstract below. Those with a leading underscore take, in place of the
-    point, what `frame(x)` computed of it once (a Cholesky factor, say; by default the point itself), so that one
-    optimiser step factors each point once. `exp`, `log`, `dist` and `transport` exist only where a closed form is known:
-    ask with `hasattr`. `steepest.testing.check_manifold` checks all of it.
+    To write a manifold, give the methods that are abstract below. Those with a leading underscore take, in place of
+    the point, what `frame(x)` computed of it once (a Cholesky factor, say; by default the point itself), so that one
+    optimiser step factors each point once. `exp`, `log`, `dist` and `transport` exist only where a closed form is
+    known: ask with `hasattr`. `steepest.testing.check_manifold` checks all of it.
     """
 
     arity: ClassVar[int] = 1
@@ -91,7 +91,8 @@ class Manifold(Spec, abc.ABC):
         """Tangent vector -> coordinates, at the frame f: the right inverse of `_push`, in the range of `_pull`."""
 
     def _conform(self, f: Any, h: Any) -> Any:
-        """Orthogonal projection of coordinates onto the range of `_pull`; the identity where the frame has no kernel."""
+        """Orthogonal projection of coordinates onto the range of `_pull`; the identity where the frame has no
+        kernel."""
         return h
 
     def _carry(self, f: Any, to: Any, h: Any) -> Any:
@@ -103,7 +104,8 @@ class Manifold(Spec, abc.ABC):
         """`retract(x, push(x, h))` at the frame f: the step of every optimiser."""
 
     def _decay(self, f: Any, h: Any, rate: float) -> Any:
-        """Ascent coordinates h plus `rate` times those in which the matrix grows as a whole; h where its scale is fixed."""
+        """Ascent coordinates h plus `rate` times those in which the matrix grows as a whole; h where its scale is
+        fixed."""
         return h
 
     @abc.abstractmethod
@@ -135,7 +137,8 @@ class Manifold(Spec, abc.ABC):
         """Instances with shapes of their points, edge cases among them: what the common suite runs on."""
 
     def represent(self, x: Any) -> Any:
-        """The matrix that the point stands for, the same for all its representatives: x itself, B A for a pair of factors,
+        """The matrix that the point stands for, the same for all its representatives: x itself, B A for a pair of
+        factors,
         the projector X X^T for a basis of a subspace."""
         return x
 

@@ -29,17 +29,17 @@ class FixedRankFrame(NamedTuple):
 class FixedRank(Manifold):
     """Matrices W = B A of rank r, as pairs of B `(*b, m, r)` and A `(*b, r, n)`: LoRA's two factors are one point.
 
-    (B M, M^-1 A) is the same W for every invertible M, and the metric tr(U_B A A^T V_B^T) + tr(U_A^T B^T B V_A) does not
-    see the difference: whatever the scaling of the factors, an optimiser that acts on singular values or linearly (SGD,
-    momentum, Muon) makes the same steps of W, and an entrywise one (Adam) does so under lower triangular M, scalings
-    among them. With La La^T = A A^T and Lb Lb^T = B^T B, `push((B, A), (hB, hA)) = (hB La^-1, Lb^-T hA)`.
+    (B M, M^-1 A) is the same W for every invertible M, and the metric tr(U_B A A^T V_B^T) + tr(U_A^T B^T B V_A) does
+    not see the difference: whatever the scaling of the factors, an optimiser that acts on singular values or linearly
+    (SGD, momentum, Muon) makes the same steps of W, and an entrywise one (Adam) does so under lower triangular M,
+    scalings among them. With La La^T = A A^T and Lb Lb^T = B^T B, `push((B, A), (hB, hA)) = (hB La^-1, Lb^-T hA)`.
 
     LoRA starts from B = 0, where that metric is degenerate: a zero factor counts as orthonormal, so that the other
     one's gradient, zero there, moves nothing. Within a factor, a direction that is dependent on the ones before it, up
     to the precision of its entries, is left out until it has grown: it would be divided by rounding errors.
 
-    Mishra, Apuroop and Sepulchre 2012 (1211.1550); Tong, Ma and Chi 2021 (2005.08898); Zhang and Pilanci 2024 (2402.02347).
-    That the r x r algebra is in float64 with so little damping keeps the invariance; see the tests.
+    Mishra, Apuroop and Sepulchre 2012 (1211.1550); Tong, Ma and Chi 2021 (2005.08898); Zhang and Pilanci 2024
+    (2402.02347). That the r x r algebra is in float64 with so little damping keeps the invariance; see the tests.
 
     >>> b, a = FixedRank().random_point(((6, 2), (2, 5)))
     >>> torch.linalg.matrix_rank(b @ a).item()

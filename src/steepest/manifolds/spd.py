@@ -23,7 +23,8 @@ class SPD(Manifold):
     construction, as the product of a matrix with its transpose, however large the step.
 
     Args:
-        retraction: "exp", the geodesic, by one eigendecomposition, or "second_order", X + V + V X^-1 V / 2, by products.
+        retraction: "exp", the geodesic, by one eigendecomposition, or "second_order", X + V + V X^-1 V / 2, by
+        products.
 
     Pennec, Fillard and Ayache 2006; Bhatia 2007, chapter 6; Jeuris, Vandebril and Vandereycken 2012 (second order).
 
@@ -90,7 +91,8 @@ class SPD(Manifold):
         return self._push(L, root @ self._coords(L, v) @ root)
 
     def project(self, x: Tensor) -> Tensor:
-        """Symmetric part with eigenvalues raised to at least `sqrt(eps)` times the largest: the set is open, so there is
+        """Symmetric part with eigenvalues raised to at least `sqrt(eps)` times the largest: the set is open, so there
+        is
         no nearest point, and this one can be computed with."""
         w, v = torch.linalg.eigh(sym(x))
         floor = torch.finfo(x.dtype).eps ** 0.5 * w[..., -1:].clamp_min(0)

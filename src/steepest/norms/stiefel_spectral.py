@@ -16,12 +16,12 @@ from steepest.norms.base import Norm, divide
 class StiefelSpectral(Norm):
     """Largest singular value of the tangent vector X c A + Z itself, for coordinates (A skew, Z horizontal) of Stiefel.
 
-    X and Z are orthogonal, so that this is the largest singular value of the stack [c A; Z], without the point. Muon's
-    `Spectral` measures the two blocks apart, as the official iMuon does; this norm measures what the step does to X, and
-    descends up to a quarter more per unit of it. The dual map has no closed form, as the polar factor of [c A; Z] has no
-    skew block. Its dual problem, min over symmetric M of the nuclear norm of [c A + M; Z] (both scaled to the metric), is
-    solved by iteratively reweighted least squares: with V diag(s) V^T the root of the stack's Gram matrix, the next M is
-    V ((s_j - s_i) / (s_i + s_j) * V^T A V) V^T, a Lyapunov solution in closed form.
+    X and Z are orthogonal, so that this is the largest singular value of the stack [c A; Z], without the point.
+    Muon's `Spectral` measures the two blocks apart, as the official iMuon does; this norm measures what the step does
+    to X, and descends up to a quarter more per unit of it. The dual map has no closed form, as the polar factor of [c
+    A; Z] has no skew block. Its dual problem, min over symmetric M of the nuclear norm of [c A + M; Z] (both scaled
+    to the metric), is solved by iteratively reweighted least squares: with V diag(s) V^T the root of the stack's Gram
+    matrix, the next M is V ((s_j - s_i) / (s_i + s_j) * V^T A V) V^T, a Lyapunov solution in closed form.
 
     Args:
         scale: c: 1 for the Euclidean metric, sqrt 2 for the canonical one.

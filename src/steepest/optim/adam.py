@@ -50,8 +50,8 @@ class Adam(Optimizer):
 class AdamW(Optimizer):
     """Adam with decoupled weight decay; torch.optim.AdamW on plain parameters.
 
-    Args: as `Adam`, but that `weight_decay` shrinks the parameter itself at every step by the factor 1 - lr * weight_decay
-    (what that means on a manifold says `WeightDecay`).
+    Args: as `Adam`, but that `weight_decay` shrinks the parameter itself at every step by the factor
+    1 - lr * weight_decay (what that means on a manifold says `WeightDecay`).
 
     Loshchilov and Hutter 2019 (1711.05101).
 

@@ -29,20 +29,21 @@ class Point:
     constraint: Constraint
 
     def has_grad(self) -> bool:
-        """Whether there is anything to do; a point of which only some tensors have gradients is an error."""
+        """Whether there is anything to do, as in tensors without entries there is not; gradients of only some of the
+        tensors, and sparse ones, are an error."""
         have = [p.grad is not None for p in self.params]
         if any(have) and not all(have):
             missing = ", ".join(n for n, h in zip(self.names, have, strict=True) if not h)
             raise ValueError(f"{missing} has no gradient, but the rest of its point ({', '.join(self.names)}) has one")
-        return all(have)
-
-    def grads(self) -> list[Tensor]:
-        """The tensors' gradients."""
         for name, p in zip(self.names, self.params, strict=True):
             if p.grad is not None and p.grad.is_sparse:
                 raise ValueError(
                     f"{name}: has a sparse gradient, expected a dense one; build its module with sparse=False"
                 )
+        return all(have) and any(p.numel() for p in self.params)
+
+    def grads(self) -> list[Tensor]:
+        """The tensors' gradients."""
         return [p.grad for p in self.params if p.grad is not None]
 
     def value(self) -> Any:
@@ -88,7 +89,7 @@ class Bucket:
 
     def descend(self, h: Tensor, lr: float | Tensor) -> None:
         """x <- x - lr h in place: the Euclidean step."""
-        matrix, sizes = self.constraint.matrix[0], self.constraint.sizes
+        matrix = self.constraint.matrix[0]
         for p, part in zip(self.points, h.unbind(0) if len(self.points) > 1 else (h,), strict=True):
             t = p.params[0]
             change = from_matrix(part, matrix, t)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import abc
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
 
 from steepest.checks import check_range
-from steepest.manifolds.base import Manifold, as_tuple
+from steepest.manifolds.base import Manifold, as_tuple, like
 from steepest.manifolds.euclidean import Euclidean
 from steepest.optim.bucket import Bucket, Buckets, Point
-from steepest.optim.constrain import Constraint, constraints, owners
+from steepest.optim.constrain import Constraint, constraints, contradiction, members, owners
+from steepest.spec import Spec
 from steepest.transforms.base import Chain, Context
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {}
@@ -28,14 +29,15 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
     """A `torch.optim.Optimizer` whose step is `retract(x, push(x, -lr * chain(pull(x, g))))`.
 
     Parameters come as torch takes them: tensors, named tensors or groups; `param_groups(model)` makes groups that know
-    the model's geometry, and constrained parameters are recognised among bare tensors as well. A group may hold, besides
-    the method's options, `geometry` (a manifold, or its spec), `matrix` and `sizes` (see `constrain`) and `role`; of a
-    manifold with several tensors to a point, `params` lists one point after another.
+    the model's geometry, and constrained parameters are recognised among bare tensors as well. A group may hold,
+    besides the method's options, `geometry` (a manifold, or its spec), `matrix` and `sizes` (see `constrain`) and
+    `role`; of a manifold with several tensors to a point, `params` lists one point after another.
 
-    All options are read from the group at each step, so that schedulers move them and checkpoints hold them. State is kept
-    for each tensor, under `<transform>.<key>`, in float32 for the half precisions. Points of one small shape step as one
-    batch. A gradient with NaN or infinite entries raises an error before anything is changed (`nonfinite="raise"`), leaves
-    out its point (`"skip"`), or is not looked for (`"ignore"`, which saves one synchronisation a step on a GPU).
+    All options are read from the group at each step, so that schedulers move them and checkpoints hold them. State is
+    kept for each tensor, under `<transform>.<key>`, in float32 for the half precisions. Points of one small shape step
+    as one batch. A gradient with NaN or infinite entries raises an error before anything is changed
+    (`nonfinite="raise"`), leaves out its point (`"skip"`), or is not looked for (`"ignore"`, which saves one
+    synchronisation a step on a GPU).
 
     A subclass gives `chain(group)`, and passes its options' defaults to `__init__`.
     """
@@ -49,6 +51,8 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
             OPTIMIZERS[cls.__name__.lower()] = cls
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+        if isinstance(params, set):
+            raise TypeError("params: got a set, which has no order; expected a list")
         self._buckets = Buckets()
         super().__init__(params, {"maximize": False, "nonfinite": "raise", **defaults})
 
@@ -60,48 +64,58 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; one that mixes constrained with plain parameters, or matrices with others where the method tells
-        them apart, becomes several."""
+        them apart, becomes several. A group that is refused leaves the optimiser as it was."""
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group: expected a dictionary, got {type(param_group).__name__}")
-        for group in self._sort(_normalise(param_group)):
-            self._check(group)
-            super().add_param_group(group)
+        parts = list(self._sort(_normalise(param_group)))
+        for part in parts:
+            self._check(part)
+        count = len(self.param_groups)
+        try:
+            for part in parts:
+                super().add_param_group(part)
+        except Exception:
+            del self.param_groups[count:]
+            raise
 
     def _sort(self, group: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The group, or its parts where it does not say what its parameters are."""
         if "geometry" in group:
             yield {**PLAIN, **group}
             return
-        rest = list(range(len(group["params"])))
         position = {id(p): i for i, p in enumerate(group["params"])}
-        for constraint, ids in _constrained({id(p) for p in group["params"]}):
+        points: list[tuple[list[int], Constraint]] = []
+        for constraint, ids in _constrained(set(position)):
             if missing := [i for i in ids if i not in position]:
                 raise ValueError(
                     f"params: {len(missing)} tensor(s) of a point of {constraint.manifold} are in no, or in another, "
                     "parameter group; give all tensors of a point together, best by param_groups(model)."
                 )
-            index = [position[i] for i in ids]
-            rest = [i for i in rest if i not in index]
-            euclidean = isinstance(constraint.manifold, Euclidean)
-            spec = {"geometry": None if euclidean else constraint.manifold.to_spec(), "sizes": dict(constraint.sizes)}
-            role = {"role": "matrix" if euclidean else "point", "matrix": list(constraint.matrix)}
-            yield {**_part(group, index), **spec, **role}
-        if rest:
-            yield from self._sort_plain({**_part(group, rest), **PLAIN})
+            points.append(([position[i] for i in ids], constraint))
+        alike: dict[str, tuple[Constraint, list[int]]] = {}
+        for index, constraint in sorted(points, key=lambda point: point[0]):  # as given, not as they were found
+            alike.setdefault(repr(constraint), (constraint, []))[1].extend(index)
+        for constraint, index in alike.values():
+            said = constraint.options()
+            yield {**_part(group, index), **said, "role": group.get("role", said["role"])}
+        taken = {i for index, _ in points for i in index}
+        if rest := [i for i in range(len(group["params"])) if i not in taken]:
+            yield from self._sort_plain({**PLAIN, **_part(group, rest)})
 
     def _sort_plain(self, group: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """A group of plain parameters, or its parts."""
         yield group
 
     def _check(self, group: dict[str, Any]) -> None:
-        """Refuse a group that cannot be stepped, before anything is kept of it."""
+        """Refuse a group that cannot be stepped, before anything is kept of it; write down its values as plain ones."""
         for name, p in zip(_names(group), group["params"], strict=True):
             if not isinstance(p, Tensor):
                 raise TypeError(f"params: expected tensors, got {type(p).__name__}")
             if not p.is_floating_point():
                 raise ValueError(f"{name}: has dtype {p.dtype}, expected a real floating point dtype")
         if group["geometry"] is not None:
-            group["geometry"] = Manifold.from_spec(group["geometry"]).to_spec()
+            group["geometry"] = Manifold.from_spec(group["geometry"])
+        group.update({key: value.to_spec() for key, value in group.items() if isinstance(value, Spec)})
         group["shapes"] = [list(p.shape) for p in group["params"]]
         full = {**self.defaults, **group}
         if full["nonfinite"] not in ("raise", "skip", "ignore"):
@@ -151,9 +165,9 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
         for group, points in work:
             if bad and group["nonfinite"] == "raise" and (hit := [p for p in points if p in bad]):
                 raise ValueError(
-                    f"the gradient of {', '.join(n for p in hit[:5] for n in p.names)} has NaN or infinite entries; nothing "
-                    "was changed. Look for a loss that overflows (a GradScaler for float16, a smaller lr, gradient "
-                    "clipping), or pass nonfinite='skip' to leave such parameters out of a step."
+                    f"the gradient of {', '.join(n for p in hit[:5] for n in p.names)} has NaN or infinite entries; "
+                    "nothing was changed. Look for a loss that overflows (a GradScaler for float16, a smaller lr, "
+                    "gradient clipping), or pass nonfinite='skip' to leave such parameters out of a step."
                 )
         for group, points in work:
             chain = self.chain(group)
@@ -173,7 +187,9 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
     # Checkpoints. -----------------------------------------------------------------------------------------------------
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore options and state; refuses a state of other parameters, in another order or on other manifolds."""
+        """Restore options and state; refuses a state of other parameters, in another order or on other manifolds, or of
+        another method."""
+        groups = []
         for i, (saved, group) in enumerate(zip(state_dict["param_groups"], self.param_groups, strict=False)):
             for key in ("param_names", "shapes", "geometry", "matrix"):
                 if key in group and saved.get(key, group[key]) != group[key]:
@@ -181,15 +197,30 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
                         f"state_dict: {key} of group {i} is {_abridged(saved[key])}, and here it is "
                         f"{_abridged(group[key])}. Build the optimiser from the same parameters in the same order."
                     )
-        super().load_state_dict(state_dict)
+            groups.append({**group, **saved})  # options that are newer than the checkpoint keep their value
+            kept = [state_dict["state"].get(key) for key in saved["params"]]
+            self._check_state({**groups[-1], "params": group["params"]}, kept)
+        super().load_state_dict({**state_dict, "param_groups": groups + state_dict["param_groups"][len(groups) :]})
         ours = [p for g in self.param_groups for p in g["params"]]
         theirs = [i for g in state_dict["param_groups"] for i in g["params"]]
-        for p, i in zip(
-            ours, theirs, strict=True
-        ):  # torch has cast the state to the parameter's dtype: ours keeps its own
+        for p, i in zip(ours, theirs, strict=True):  # torch casts state to the parameter's dtype: ours keeps its own
             for key, value in state_dict["state"].get(i, {}).items():
                 if isinstance(value, Tensor) and key != "step":
                     self.state[p][key] = value.detach().to(p.device, copy=True)
+
+    def _check_state(self, group: dict[str, Any], saved: list[dict[str, Any] | None]) -> None:
+        """Refuse the state of another method: the first point's must have the keys and shapes that it has here."""
+        for i, point in enumerate(self._points(group)):
+            theirs = saved[i * len(point.params) : (i + 1) * len(point.params)]
+            if theirs[0] and not any(p.is_meta for p in point.params):
+                ours = _fresh_state(point, self.chain(group), group)
+                for name, a, b in zip(point.names, ours, theirs, strict=True):
+                    if {k: v.shape for k, v in a.items()} != {k: v.shape for k, v in (b or {}).items()}:
+                        raise ValueError(
+                            f"state_dict: the state of {name} holds {_layout(b or {})}, and {type(self).__name__} "
+                            f"keeps {_layout(a)}. It was saved by another method."
+                        )
+                return
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -204,8 +235,9 @@ def options(arguments: dict[str, Any]) -> dict[str, Any]:
 def clip_grad_norm_(optimizer: Optimizer, max_norm: float) -> Tensor:
     """Scale all gradients of an optimiser so that the Riemannian norm of all of them together is at most `max_norm`.
 
-    On a manifold the norm is that of `pull(x, g)`: `torch.nn.utils.clip_grad_norm_` would measure the Euclidean gradient.
-    Changes `.grad` in place, like its model in torch, and returns the norm from before.
+    On a manifold the norm is that of `pull(x, g)`: `torch.nn.utils.clip_grad_norm_` would measure the Euclidean
+    gradient. Changes `.grad` in place, like its model in torch, and returns the norm from before. Where that is not
+    finite, gradients stay as they are, so that the step can tell which one is to blame.
 
     >>> x = torch.nn.Parameter(torch.zeros(2))
     >>> optimizer = SGD([x], lr=1.0)
@@ -220,7 +252,7 @@ def clip_grad_norm_(optimizer: Optimizer, max_norm: float) -> Tensor:
         if not norms:
             return torch.zeros(())
         total = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device, torch.float64) for n in norms]))
-        scale = (max_norm / (total + 1e-6)).clamp_max(1.0)
+        scale = torch.where(total.isfinite(), (max_norm / (total + 1e-6)).clamp_max(1.0), 1.0)
         for p in points:
             for t in p.params:
                 t.grad.mul_(scale.to(t.device, t.grad.dtype))  # type: ignore[union-attr]
@@ -252,6 +284,21 @@ def _update(bucket: Bucket, chain: Chain, group: dict[str, Any]) -> None:
                 kept.copy_(moved)
 
 
+def _fresh_state(point: Point, chain: Chain, group: dict[str, Any]) -> list[dict[str, Any]]:
+    """The state of each of the point's tensors as it is before the first step."""
+    kept: list[dict[str, Any]] = [{} for _ in point.params]
+    with torch.no_grad():
+        x, manifold = point.value(), point.constraint.manifold
+        frame = manifold.frame(x)
+        h = as_tuple(manifold._pull(frame, like(x, [torch.zeros_like(t) for t in as_tuple(x)])))
+        Bucket([point], [kept], 1).states(chain, h, Context(manifold, frame, group["lr"], 1))
+    return kept
+
+
+def _layout(state: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {tuple(value.shape)}" for key, value in state.items()) or "nothing"
+
+
 def _normalise(group: dict[str, Any]) -> dict[str, Any]:
     """A copy of the group with a list of tensors, and their names apart."""
     group = dict(group)
@@ -259,11 +306,17 @@ def _normalise(group: dict[str, Any]) -> dict[str, Any]:
     if isinstance(params, set):
         raise TypeError("params: got a set, which has no order; expected a list")
     params = [params] if isinstance(params, Tensor) else list(params)
-    if params and isinstance(params[0], tuple):
+    if named := [p for p in params if isinstance(p, tuple)]:
+        if len(named) < len(params):
+            raise ValueError(
+                f"params: got {len(named)} named and {len(params) - len(named)} unnamed ones; name all or none"
+            )
         group["param_names"] = [name for name, _ in params]
         params = [p for _, p in params]
     if not params:
         raise ValueError("params: got an empty list; does anything in the model require a gradient?")
+    if len({id(p) for p in params}) < len(params):
+        raise ValueError("params: the same parameter is given twice")
     return group | {"params": params}
 
 
@@ -277,20 +330,24 @@ def _part(group: dict[str, Any], index: list[int]) -> dict[str, Any]:
     return {**group, **lists}
 
 
-def _constrained(ids: set[int]) -> Iterable[tuple[Constraint, list[int]]]:
+def _constrained(ids: set[int]) -> Iterator[tuple[Constraint, list[int]]]:
     """Constraints that any living module puts on tensors with these ids, each with the ids of its whole point."""
-    seen: set[int] = set()
+    seen: dict[int, Constraint] = {}
     for module in owners():
         for names, constraint in constraints(module).items():
-            members = [id(module.get_parameter(n)) for n in names]
-            if set(members) & ids and not set(members) & seen:
-                seen.update(members)
-                yield constraint, members
+            point = [id(t) for t in members(module, names)]
+            if not ids & set(point):
+                continue
+            if not seen.keys() & set(point):
+                seen.update(dict.fromkeys(point, constraint))
+                yield constraint, point
+            elif other := [seen.get(i) for i in point if seen.get(i) != constraint]:
+                raise ValueError(contradiction(module, names, constraint, other[0]))
 
 
 def _nonfinite(points: list[Point]) -> set[Point]:
     """Points whose gradient has a NaN or infinite entry: one synchronisation."""
-    grads = [g for p in points for g in p.grads()]
+    grads = [g for p in points for g in p.grads() if g.numel()]
     if not grads or torch.nn.utils.get_total_norm(grads, float("inf")).isfinite():
         return set()
     return {p for p in points if not all(g.isfinite().all() for g in p.grads())}

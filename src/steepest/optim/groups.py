@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from steepest.manifolds.base import Manifold
 from steepest.manifolds.fixed_rank import FixedRank
-from steepest.optim.constrain import Constraint, constraints
+from steepest.optim.constrain import Constraint, constraints, contradiction, members
 
 
 class Entry(NamedTuple):
@@ -30,21 +30,22 @@ TRANSPOSED = {3: "i o w -> o (i w)", 4: "i o h w -> o (i h w)", 5: "i o d h w ->
 def param_groups(
     model: nn.Module,
     *,
-    lora: Manifold | None = FixedRank(),
-    other: Iterable[str] = (),  # noqa: B008  (a frozen value)
+    lora: Manifold | None = FixedRank(),  # noqa: B008  (a frozen value)
+    other: Iterable[str] = (),
 ) -> list[dict[str, Any]]:
     """Parameter groups of everything in `model` that requires a gradient, for any optimiser of this library.
 
-    In this order: parameters that `constrain` put on a manifold; pairs of LoRA factors, as one point W = B A each; weights
-    of linear and convolution layers, as matrices; the rest: embeddings, output heads, norms, biases, which Muon and
-    Shampoo leave to AdamW. A head is a weight that is tied to an embedding, is the model's output embedding
-    (`get_output_embeddings()` of transformers), or has the shape of the model's largest embedding. Biases, gains and other
-    vectors get weight decay 0.
+    In this order: parameters that `constrain` put on a manifold; pairs of LoRA factors, as one point W = B A each;
+    weights of linear and convolution layers, as matrices; the rest: embeddings, output heads, norms, biases, which Muon
+    and Shampoo leave to AdamW. A head is a weight that is tied to an embedding, is the model's output embedding
+    (`get_output_embeddings()` of transformers), or has the shape of the model's largest embedding. Biases, gains and
+    other vectors, class tokens among them, get weight decay 0.
 
     Args:
         model: any module; PEFT's LoRA layers are recognised by their `lora_A` and `lora_B`.
         lora: the manifold of a pair of LoRA factors; None leaves them as two matrices.
-        other: names or patterns (`"*.head.weight"`) that go to the rest, whatever they look like.
+        other: names or patterns (`"*.head.weight"`) that go to the rest, whatever they look like; a parameter that
+            `constrain` put on a manifold stays there.
 
     Returns:
         Dictionaries with `params`, `param_names`, `role` ("point", "matrix" or "other"), `geometry`, `matrix`, `sizes`,
@@ -54,7 +55,8 @@ def param_groups(
     >>> [(g["role"], g["param_names"]) for g in groups]
     [('matrix', ['1.weight']), ('other', ['0.weight']), ('other', ['1.bias'])]
     """
-    patterns = tuple(other)
+    patterns = (other,) if isinstance(other, str) else tuple(other)
+    model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     sorted_: dict[Any, dict[str, Any]] = {}
     for entry in _entries(model, lora, patterns):
         group = _as_group(entry)
@@ -71,10 +73,7 @@ def _as_group(entry: Entry) -> dict[str, Any]:
     group: dict[str, Any] = {
         "params": list(entry.tensors),
         "param_names": list(entry.names),
-        "role": entry.role,
-        "geometry": c.manifold.to_spec() if c and entry.role == "point" else None,
-        "matrix": list(c.matrix) if c else None,
-        "sizes": dict(c.sizes) if c else {},
+        **(c.options() if c else {"role": entry.role, "geometry": None, "matrix": None, "sizes": {}}),
     }
     return group if entry.decays else group | {"weight_decay": 0.0}
 
@@ -84,31 +83,57 @@ def _entries(model: nn.Module, lora: Manifold | None, other: tuple[str, ...]) ->
     done: set[int] = set()
     heads = _heads(model)
 
-    def fresh(names: Iterable[str], tensors: Iterable[Tensor]) -> bool:
+    def fresh(tensors: Iterable[Tensor]) -> bool:
         ids = {id(t) for t in tensors}
         take = all(t.requires_grad for t in tensors) and not ids & done
         done.update(ids if take else ())
         return take
 
-    for prefix, module in model.named_modules():
-        for names, constraint in [*constraints(module).items(), *_lora_pairs(module, lora)]:
-            tensors = tuple(module.get_parameter(n) for n in names)
+    def listed(name: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, o) for o in other)
+
+    for prefix, module, names, constraint in _declared(model):
+        tensors = members(module, names)
+        if fresh(tensors):
             full = tuple(clean(f"{prefix}.{n}") for n in names)
-            if fresh(full, tensors):
-                role = "matrix" if type(constraint.manifold).__name__ == "Euclidean" else "point"
-                yield Entry(full, tensors, role, constraint)
+            yield Entry(full, tensors, constraint.options()["role"], constraint)
+    for prefix, module in model.named_modules():
+        for names, constraint in _lora_pairs(module, lora):
+            full, tensors = tuple(clean(f"{prefix}.{n}") for n in names), members(module, names)
+            if not any(map(listed, full)) and fresh(tensors):
+                yield Entry(full, tensors, "point", constraint)
     for prefix, module in model.named_modules():
         for name, p in module.named_parameters(prefix, recurse=False):
-            full = clean(name)
-            if not fresh((full,), (p,)):
+            if not fresh((p,)):
                 continue
+            full = clean(name)
             pattern = _matrix_pattern(module, name.rpartition(".")[2], p)
-            listed = any(fnmatch.fnmatchcase(full, o) for o in other)
-            if pattern is None or id(p) in heads or listed:
-                yield Entry((full,), (p,), "other", None, decays=p.ndim >= 2)
+            if pattern is None or id(p) in heads or listed(full):
+                yield Entry((full,), (p,), "other", None, decays=sum(n > 1 for n in p.shape) > 1)
             else:
                 plain = None if pattern == "" else _axes(pattern)
                 yield Entry((full,), (p,), "matrix", plain)
+
+
+def _declared(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[str, ...], Constraint]]:
+    """What `constrain` declared in the model, refused where it makes no sense any more."""
+    said: dict[int, Constraint] = {}
+    for prefix, module in model.named_modules():
+        for names, constraint in constraints(module).items():
+            tensors, label = members(module, names), clean(f"{prefix}.{names[0]}")
+            if not tensors:
+                raise ValueError(
+                    f"{label}: was constrained to {constraint.manifold}, and is a parameter no more (pruning and "
+                    "parametrisations take its place); constrain after that, or not at all."
+                )
+            if len({t.requires_grad for t in tensors}) > 1:
+                raise ValueError(
+                    f"{label}: some tensors of this point of {constraint.manifold} are frozen; freeze all or none"
+                )
+            for t in tensors:
+                if said.setdefault(id(t), constraint) != constraint:
+                    raise ValueError(contradiction(module, names, constraint, said[id(t)]))
+            yield prefix, module, names, constraint
 
 
 def _axes(pattern: str) -> Constraint:
@@ -124,10 +149,11 @@ def _matrix_pattern(module: nn.Module, name: str, p: Tensor) -> str | None:
         return TRANSPOSED[p.ndim]
     if isinstance(module, nn.modules.conv._ConvNd) and name == "weight":
         return CONVOLUTION[p.ndim]
-    if isinstance(module, nn.MultiheadAttention) and name == "in_proj_weight":
-        return "(s o) i -> s o i"
-    linear = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"  # the latter: GPT-2's, of transformers
-    return "" if linear and name == "weight" and p.ndim == 2 else None
+    if isinstance(module, nn.MultiheadAttention) and name.endswith("proj_weight"):
+        return "(s o) i -> s o i" if name == "in_proj_weight" else ""
+    if type(module).__name__ == "Conv1D" and name == "weight" and p.ndim == 2:  # GPT-2's layer, of transformers
+        return "i o -> o i"
+    return "" if isinstance(module, nn.Linear) and name == "weight" and p.ndim == 2 else None
 
 
 def _heads(model: nn.Module) -> set[int]:
@@ -143,19 +169,28 @@ def _lora_pairs(module: nn.Module, lora: Manifold | None) -> Iterator[tuple[tupl
     """Names and geometry of the factor pairs of a PEFT LoRA layer, one pair for each of its adapters."""
     if lora is None:
         return
-    tables = [getattr(module, name, None) for name in ("lora_B", "lora_A")]
-    if all(isinstance(t, nn.ModuleDict) for t in tables):
-        for adapter in tables[0]:  # type: ignore[union-attr]
-            names = (f"lora_B.{adapter}.weight", f"lora_A.{adapter}.weight")
-            ndim = module.get_parameter(names[0]).ndim
-            patterns = (None, None) if ndim == 2 else (CONVOLUTION[ndim], CONVOLUTION[ndim])
-            pair = Constraint(lora, patterns, {})
-            if not lora.shape_error(pair.point([module.get_parameter(n) for n in names])):  # r may exceed a side of W
-                yield names, pair
-    tables = [getattr(module, name, None) for name in ("lora_embedding_B", "lora_embedding_A")]
-    if all(isinstance(t, nn.ParameterDict) for t in tables):
-        for adapter in tables[0]:  # type: ignore[union-attr]
-            yield (f"lora_embedding_B.{adapter}", f"lora_embedding_A.{adapter}"), Constraint(lora, (None, None), {})
+    for names in _lora_names(module):
+        pair = Constraint(lora, *_lora_patterns(module, names))
+        if not lora.shape_error(pair.point(members(module, names))):  # r may exceed a side of W
+            yield names, pair
+
+
+def _lora_names(module: nn.Module) -> Iterator[tuple[str, str]]:
+    layers, tables = ("lora_B", "lora_A"), ("lora_embedding_B", "lora_embedding_A")
+    if all(isinstance(getattr(module, name, None), nn.ModuleDict) for name in layers):
+        yield from ((f"lora_B.{adapter}.weight", f"lora_A.{adapter}.weight") for adapter in module.lora_B)
+    if all(isinstance(getattr(module, name, None), nn.ParameterDict) for name in tables):
+        yield from (
+            (f"lora_embedding_B.{adapter}", f"lora_embedding_A.{adapter}") for adapter in module.lora_embedding_B
+        )
+
+
+def _lora_patterns(module: nn.Module, names: tuple[str, str]) -> tuple[tuple[str | None, str | None], dict[str, int]]:
+    """Patterns of B and of A, and their sizes."""
+    if (experts := getattr(module, "num_experts", 1)) > 1:  # PEFT's `target_parameters` keep all experts in one layer
+        return ("o (r e) -> e o r", "(e r) i -> e r i"), {"e": experts}
+    ndim = module.get_parameter(names[0]).ndim
+    return ((None, None) if ndim == 2 else (CONVOLUTION[ndim], CONVOLUTION[ndim])), {}
 
 
 WRAPPERS = {"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"}

@@ -13,8 +13,8 @@ from steepest.transforms import AdamScale, Chain, WeightDecay, chain
 class MatrixOptimizer(Optimizer):
     """An optimiser for matrices, which gives parameters of the role "other" to AdamW under options of their own.
 
-    `param_groups(model)` finds the roles. Among bare tensors, matrices are "matrix" and vectors "other"; a tensor of three
-    axes or more is refused, as it does not say which of them form the matrix.
+    `param_groups(model)` finds the roles. Among bare tensors, matrices are "matrix" and vectors "other"; a tensor of
+    three axes or more is refused, as it does not say which of them form the matrix.
     """
 
     needs_matrices: ClassVar[bool] = True
@@ -31,7 +31,7 @@ class MatrixOptimizer(Optimizer):
         return chain(adam, WeightDecay(group["weight_decay"]))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As `Optimizer`; a group of the role "other" takes `adamw_lr` and `adamw_weight_decay` unless it has its own."""
+        """As `Optimizer`; the role "other" takes `adamw_lr` and `adamw_weight_decay` unless its group has its own."""
         if isinstance(param_group, dict) and param_group.get("role") == "other":
             own = {"lr": self.defaults["adamw_lr"], "weight_decay": self.defaults["adamw_weight_decay"]}
             param_group = {**own, **param_group}

@@ -19,17 +19,18 @@ class Muon(MatrixOptimizer):
         momentum: factor of the average of gradients.
         nesterov: look one step ahead.
         weight_decay: decoupled decay.
-        norm: `Spectral(...)` with its schedule, or any other norm. `StiefelSpectral()` gives the exact linear minimisation
-            oracle on the tangent space of Stiefel, where `Spectral` takes the polar factor of each of the two blocks.
+        norm: `Spectral(...)` with its schedule, or any other norm. `StiefelSpectral()` gives the exact linear
+            minimisation oracle on the tangent space of Stiefel, where `Spectral` takes the polar factor of each of the
+            two blocks.
         scale: convention for the length of a plain matrix's step, see `ShapeScale`: "keller_jordan" (torch.optim.Muon's
-            "original"), "moonlight" (its "match_rms_adamw"), "spectral" or "none". Steps on a manifold have spectral norm
-            one in its coordinates.
+            "original"), "moonlight" (its "match_rms_adamw"), "spectral" or "none". Steps on a manifold have spectral
+            norm one in its coordinates.
         adamw_lr, adamw_betas, adamw_eps, adamw_weight_decay: for embeddings, heads, norms and biases.
         maximize: ascend.
         nonfinite: "raise", "skip" or "ignore" for gradients with NaN or infinite entries.
 
-    Jordan et al. 2024, "Muon"; Li et al. 2026 (2605.09238) for manifolds. On Stiefel the two blocks' polar factors are the
-    step of Li et al.'s code; momentum, which that has not, is carried along with the point.
+    Jordan et al. 2024, "Muon"; Li et al. 2026 (2605.09238) for manifolds. On Stiefel the two blocks' polar factors are
+    the step of Li et al.'s code; momentum, which that has not, is carried along with the point.
 
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
     >>> optimizer = Muon(param_groups(model), lr=0.02, adamw_lr=1e-3)

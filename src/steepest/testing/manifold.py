@@ -122,7 +122,9 @@ def check_coisometry(case: Case) -> None:
     m, x = case.manifold, case.point()
     h, k = case.coordinates(x), case.coordinates(x, 3)
     c = m.conform(x, h)
-    assert_close(m.coords(x, m.push(x, h)), c, "coords(push(h)) is not conform(h): the frame is not orthonormal", ROUND_OFF)
+    assert_close(
+        m.coords(x, m.push(x, h)), c, "coords(push(h)) is not conform(h): the frame is not orthonormal", ROUND_OFF
+    )
     assert_close(m.conform(x, c), c, "conform is not idempotent", ROUND_OFF)
     assert_close(dot(c, k), dot(h, m.conform(x, k)), "conform is not self-adjoint", ROUND_OFF)
     p = m.pull(x, case.noise(x))
@@ -134,7 +136,9 @@ def check_inner(case: Case) -> None:
     """The inner product is that of coordinates; the gradient represents the differential; linear maps are linear."""
     m, x = case.manifold, case.point()
     u, v, g = case.tangent(x), case.tangent(x, 3), case.noise(x)
-    assert_close(m.inner(x, u, v), dot(m.coords(x, u), m.coords(x, v)), "inner is not that of the coordinates", ROUND_OFF)
+    assert_close(
+        m.inner(x, u, v), dot(m.coords(x, u), m.coords(x, v)), "inner is not that of the coordinates", ROUND_OFF
+    )
     assert_close(m.inner(x, m.grad(x, g), v), dot(g, v), "the gradient does not represent the differential", ROUND_OFF)
     assert_close(m.norm(x, v) ** 2, m.inner(x, v, v), "norm is not the root of inner", ROUND_OFF)
     h, k = case.coordinates(x), case.coordinates(x, 3)
@@ -203,7 +207,9 @@ def check_precision(case: Case) -> None:
         if name == "retract":
             argument, narrow = m.push(x, h), m.push(low[0], low[2])
         result = call(low[0], narrow)
-        assert all(t.dtype == torch.float32 for t in as_tuple(result)), f"{name} of float32 is {as_tuple(result)[0].dtype}"
+        assert all(t.dtype == torch.float32 for t in as_tuple(result)), (
+            f"{name} of float32 is {as_tuple(result)[0].dtype}"
+        )
         # single precision times the condition of a random point, at most a few thousand here
         assert_close(result, call(x, argument), f"{name} in float32", 2e-3)
 
@@ -346,7 +352,9 @@ def check_derivatives(case: Case) -> None:
         result = as_tuple(call(like(x, a), like(x, b)))
         weights = [torch.linspace(1, 2, t.numel(), dtype=t.dtype).reshape(t.shape) for t in result]
         grads: list[Tensor] = [
-            g for g in torch.autograd.grad(dot(tuple(result), tuple(weights)), [*a, *b], allow_unused=True) if g is not None
+            g
+            for g in torch.autograd.grad(dot(tuple(result), tuple(weights)), [*a, *b], allow_unused=True)
+            if g is not None
         ]
         assert all(g.isfinite().all() for g in grads), f"{name}: the derivative at a coincident point is not finite"
 

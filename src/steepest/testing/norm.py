@@ -55,14 +55,19 @@ def check_dual(norm: Norm) -> None:
     """dual(g) has norm one, descends, and no other matrix of norm one descends more."""
     for g in _inputs(norm):
         d = norm.dual(g)
-        reward, slack = dot(g, d), 1e-8 if norm.exact else 0.5  # five Muon-grade steps leave singular values in .67 to 1.2
+        reward, slack = (
+            dot(g, d),
+            1e-8 if norm.exact else 0.5,
+        )  # five Muon-grade steps leave singular values in .67 to 1.2
         assert reward > 0, "dual(g) is no direction of ascent"
         assert norm.value(d) <= 1 + slack, f"dual(g) has norm {norm.value(d).item():.4f}"
         generator = torch.Generator().manual_seed(1)
         for _ in range(50):
             rival = _noise(g, generator)
             best = dot(g, rival) / norm.value(rival)
-            assert best <= reward * (1 + slack), f"another direction gives {best.item():.4f}, dual(g) {reward.item():.4f}"
+            assert best <= reward * (1 + slack), (
+                f"another direction gives {best.item():.4f}, dual(g) {reward.item():.4f}"
+            )
 
 
 @_check
@@ -71,7 +76,12 @@ def check_edges(norm: Norm) -> None:
     for g, batched in zip(_inputs(norm), _inputs(norm, (2, 3)), strict=True):
         assert_close(norm.dual(scale(g, 0.0)), scale(g, 0.0), "dual(0) is not 0", 0)
         for factor in (1e-18, 1e18):
-            assert_close(norm.dual(scale(g, factor)), norm.dual(g), f"dual({factor} g) is not dual(g)", 1e-6 if norm.exact else 0.1)
+            assert_close(
+                norm.dual(scale(g, factor)),
+                norm.dual(g),
+                f"dual({factor} g) is not dual(g)",
+                1e-6 if norm.exact else 0.1,
+            )
         whole = norm.dual(batched)
         element = tuple(b[1, 2] for b in batched) if isinstance(g, tuple) else batched[1, 2]
         part = tuple(b[1, 2] for b in whole) if isinstance(g, tuple) else whole[1, 2]

@@ -115,7 +115,8 @@ def check_descends(factory: Factory) -> None:
 
 @_check
 def check_resume(factory: Factory) -> None:
-    """A state dict saved, loaded with `weights_only=True` and restored continues to the last bit, in or out of a batch."""
+    """A state dict saved, loaded with `weights_only=True` and restored continues to the last bit, in or out of a
+    batch."""
     for manifold, shape in _places():
         straight, broken = Problem(manifold, shape, copies=3), Problem(manifold, shape, copies=3)
         _run(factory, straight, 5)

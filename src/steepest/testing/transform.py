@@ -83,7 +83,8 @@ def check_in_place(transform: Transform) -> None:
 
 @_check
 def check_state(transform: Transform) -> None:
-    """State is plain tensors under the transform's name, beginning with batch dimensions; `carried` names coordinates."""
+    """State is plain tensors under the transform's name, beginning with batch dimensions; `carried` names
+    coordinates."""
     for manifold, shape in PLACES:
         run = Run(transform, manifold, shape, (3,))
         h = run.gradient(0)
@@ -91,7 +92,9 @@ def check_state(transform: Transform) -> None:
             for key, value in state.items():
                 assert isinstance(value, Tensor), f"state {key} is no tensor"
                 assert key.startswith(f"{transform.name}."), f"state {key} is not under {transform.name}."
-                assert value.shape[:1] == (3,), f"state {key} of shape {tuple(value.shape)} does not begin with the batch"
+                assert value.shape[:1] == (3,), (
+                    f"state {key} of shape {tuple(value.shape)} does not begin with the batch"
+                )
             for key in run.chain.carried:
                 assert state[key].shape == block.shape, f"carried state {key} is not like the coordinates"
 
@@ -111,7 +114,9 @@ def check_batch(transform: Transform) -> None:
                 alone = one.chain.update(tuple(b[element] for b in h), one.states, ctx)
                 together = tuple(o[element] for o in batched.step(step, h))
                 # Muon-grade polynomials in bfloat16 see another order of sums
-                assert_close(together, alone, f"step {step} in a batch", 2e-2 if "bfloat16" in repr(transform) else 1e-9)
+                assert_close(
+                    together, alone, f"step {step} in a batch", 2e-2 if "bfloat16" in repr(transform) else 1e-9
+                )
 
 
 @_check

@@ -16,8 +16,8 @@ from steepest.transforms.base import Context, State, Transform
 class AdamScale(Transform):
     """m / (sqrt(v) + eps), m and v the bias-corrected averages of h and of its squared entries.
 
-    With `amsgrad`, v is replaced by its largest value so far. Entrywise, so that it depends on the frame's choice of axes;
-    every frame here varies smoothly with the point.
+    With `amsgrad`, v is replaced by its largest value so far. Entrywise, so that it depends on the frame's choice of
+    axes; every frame here varies smoothly with the point.
 
     Kingma and Ba 2015 (1412.6980), algorithm 1; Reddi, Kale and Kumar 2018 (1904.09237).
     """

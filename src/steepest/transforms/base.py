@@ -38,9 +38,9 @@ class Context:
 class Transform(Spec, abc.ABC):
     """One idea about gradients, as a frozen dataclass whose fields are its hyper-parameters.
 
-    It acts on one block `h` of the coordinates, shape `(*b, m, n)` (or `(*b, n)`: see `Context.ndim`), and treats batch
-    elements alike and apart, so that an optimiser may stack points of one shape. Coordinates are plain matrices with the
-    Frobenius inner product: a transform knows nothing of the manifold, and so works on all of them.
+    It acts on one block `h` of the coordinates, shape `(*b, m, n)` (or `(*b, n)`: see `Context.ndim`), and treats
+    batch elements alike and apart, so that an optimiser may stack points of one shape. Coordinates are plain matrices
+    with the Frobenius inner product: a transform knows nothing of the manifold, and so works on all of them.
     """
 
     joint: ClassVar[bool] = False
@@ -65,38 +65,6 @@ class Transform(Spec, abc.ABC):
     @abc.abstractmethod
     def examples(cls) -> list[Transform]:
         """Instances that the common suite runs on."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Named(Transform):
-    """The transform `inner` under another name, so that one chain can hold two of a kind."""
-
-    label: str
-    inner: Transform
-
-    @property
-    def joint(self) -> bool:  # type: ignore[override]
-        return self.inner.joint
-
-    @property
-    def carried(self) -> tuple[str, ...]:  # type: ignore[override]
-        return self.inner.carried
-
-    @property
-    def name(self) -> str:
-        return self.label
-
-    def init(self, h: Any, ctx: Context) -> State:
-        return self.inner.init(h, ctx)
-
-    def update(self, h: Any, state: State, ctx: Context) -> Any:
-        return self.inner.update(h, state, ctx)
-
-    @classmethod
-    def examples(cls) -> list[Transform]:
-        from steepest.transforms.momentum import Momentum
-
-        return [cls("slow", Momentum(0.99))]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,8 @@ from steepest.transforms.base import Blocks, Context, State, Transform
 class ClipNorm(Transform):
     """h scaled down to norm `max_norm` where it is longer, each point by itself, over all its blocks.
 
-    In coordinates the Frobenius norm is the Riemannian one: first in a chain this clips the Riemannian gradient. To clip
-    by the norm over all parameters use `steepest.clip_grad_norm_`.
+    In coordinates the Frobenius norm is the Riemannian one: first in a chain this clips the Riemannian gradient. To
+    clip by the norm over all parameters use `steepest.clip_grad_norm_`.
 
     Pascanu, Mikolov and Bengio 2013 (1211.5063).
     """

@@ -15,8 +15,9 @@ from steepest.transforms.base import Context, State, Transform, as_matrix
 class Dualize(Transform):
     """h replaced by the direction of norm one that it rewards most: the norm's dual map.
 
-    Under the spectral norm this orthogonalises h, as Muon does; under the Frobenius norm it normalises, under the largest
-    entry it takes signs. A norm on the blocks together acts on all of them, any other on each block apart, a vector as a column.
+    Under the spectral norm this orthogonalises h, as Muon does; under the Frobenius norm it normalises, under the
+    largest entry it takes signs. A norm on the blocks together acts on all of them, any other on each block apart, a
+    vector as a column.
 
     Bernstein and Newhouse 2024 (2409.20325); Pethick et al. 2025 (2502.07529).
     """

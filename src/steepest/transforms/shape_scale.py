@@ -24,7 +24,8 @@ class ShapeScale(Transform):
 
     - "none": 1; singular values of the step are one.
     - "keller_jordan": sqrt(max(1, m/n)), of Jordan's Muon; torch.optim.Muon calls it "original".
-    - "moonlight": 0.2 sqrt(max(m, n)), of Liu et al. 2025 (2502.16982): the step's entries have the root mean square that
+    - "moonlight": 0.2 sqrt(max(m, n)), of Liu et al. 2025 (2502.16982): the step's entries have the root mean square
+    that
       AdamW's have, and AdamW's learning rates hold; torch.optim.Muon calls it "match_rms_adamw".
     - "spectral": sqrt(m/n), of Dion: the norm of maps from root mean square to root mean square.
     """

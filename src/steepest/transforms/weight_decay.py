@@ -14,10 +14,10 @@ from steepest.transforms.base import Blocks, Context, State, Transform
 class WeightDecay(Transform):
     """h plus `rate` times the coordinates of the tangent part of the point itself.
 
-    Last in a chain it is decoupled decay: the step shrinks the matrix by the factor 1 - lr * rate, to first order in lr
-    on a curved manifold. What shrinks is the matrix that the point stands for: W for a plain weight, W = B A (half in each
-    factor) on FixedRank, X along a geodesic on SPD. Orthonormal, unit and subspace points cannot shrink, and are left
-    alone. First in a chain it is L2 regularisation.
+    Last in a chain it is decoupled decay: the step shrinks the matrix by the factor 1 - lr * rate, to first order in
+    lr on a curved manifold. What shrinks is the matrix that the point stands for: W for a plain weight, W = B A (half
+    in each factor) on FixedRank, X along a geodesic on SPD. Orthonormal, unit and subspace points cannot shrink, and
+    are left alone. First in a chain it is L2 regularisation.
 
     Loshchilov and Hutter 2019 (1711.05101).
     """

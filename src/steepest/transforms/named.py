@@ -1,0 +1,45 @@
+"""A transform under another name."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from steepest.transforms.base import Context, State, Transform
+from steepest.transforms.momentum import Momentum
+
+
+@dataclasses.dataclass(frozen=True)
+class Named(Transform):
+    """The transform `inner` under the name `label`, so that one chain can hold two of a kind."""
+
+    label: str
+    inner: Transform
+
+    @property
+    def joint(self) -> bool:  # type: ignore[override]
+        """As the inner transform."""
+        return self.inner.joint
+
+    @property
+    def carried(self) -> tuple[str, ...]:  # type: ignore[override]
+        """As the inner transform."""
+        return self.inner.carried
+
+    @property
+    def name(self) -> str:
+        """The label."""
+        return self.label
+
+    def init(self, h: Any, ctx: Context) -> State:
+        """As the inner transform."""
+        return self.inner.init(h, ctx)
+
+    def update(self, h: Any, state: State, ctx: Context) -> Any:
+        """As the inner transform."""
+        return self.inner.update(h, state, ctx)
+
+    @classmethod
+    def examples(cls) -> list[Transform]:
+        """A second average."""
+        return [cls("slow", Momentum(0.99))]
