@@ -16,7 +16,7 @@ help:
 
 demo: $(VENV)/demo
 	@echo "== fine-tuning; the report will be runs/demo/report.html"
-	$(BIN)/steepest finetune --output runs/demo
+	$(BIN)/steepest finetune --output runs/demo $(if $(wildcard runs/demo/settings.json),--resume)
 
 test: $(VENV)/dev
 	@echo "== running the tests"
