@@ -15,7 +15,7 @@ class Spec:
     hold nothing but strings, numbers and dictionaries, and load with `weights_only=True`.
     """
 
-    known: ClassVar[dict[str, type]]
+    known: ClassVar[dict[str, Any]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -33,7 +33,7 @@ class Spec:
     def from_spec(cls, spec: dict[str, Any] | str | Self) -> Self:
         """The value that `to_spec` wrote; a bare name means the class with its default fields."""
         if isinstance(spec, Spec):
-            return spec  # type: ignore[return-value]
+            return spec
         spec = {"kind": spec} if isinstance(spec, str) else dict(spec)
         kind = spec.pop("kind", None)
         if kind not in cls.known:

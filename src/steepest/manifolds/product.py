@@ -36,7 +36,7 @@ class Product(Manifold):
         object.__setattr__(self, "factors", tuple(Manifold.from_spec(f) for f in self.factors))
 
     @property
-    def arity(self) -> int:  # type: ignore[override]
+    def arity(self) -> int:
         """Sum of the factors' arities."""
         return sum(f.arity for f in self.factors)
 

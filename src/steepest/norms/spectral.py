@@ -41,7 +41,7 @@ class Spectral(Norm):
             raise ValueError(f"dtype: unknown {self.dtype!r}, expected None, 'bfloat16', 'float32' or 'float64'")
 
     @property
-    def exact(self) -> bool:  # type: ignore[override]
+    def exact(self) -> bool:
         """Only with the exact polar factor."""
         return self.schedule == "exact"
 

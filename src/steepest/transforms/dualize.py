@@ -28,7 +28,7 @@ class Dualize(Transform):
         object.__setattr__(self, "norm", Norm.from_spec(self.norm))
 
     @property
-    def joint(self) -> bool:  # type: ignore[override]
+    def joint(self) -> bool:
         """As the norm."""
         return self.norm.joint
 

@@ -17,12 +17,12 @@ class Named(Transform):
     inner: Transform
 
     @property
-    def joint(self) -> bool:  # type: ignore[override]
+    def joint(self) -> bool:
         """As the inner transform."""
         return self.inner.joint
 
     @property
-    def carried(self) -> tuple[str, ...]:  # type: ignore[override]
+    def carried(self) -> tuple[str, ...]:
         """As the inner transform."""
         return self.inner.carried
 

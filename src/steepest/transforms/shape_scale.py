@@ -16,6 +16,7 @@ CONVENTIONS: dict[str, Callable[[int, int], float]] = {
     "spectral": lambda m, n: (m / n) ** 0.5,
 }
 """Factor on an orthogonalised step of an m x n (out x in) matrix, by the name of its convention."""
+CONVENTIONS |= {"original": CONVENTIONS["keller_jordan"], "match_rms_adamw": CONVENTIONS["moonlight"]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +25,9 @@ class ShapeScale(Transform):
 
     - "none": 1; singular values of the step are one.
     - "keller_jordan": sqrt(max(1, m/n)), of Jordan's Muon; torch.optim.Muon calls it "original".
-    - "moonlight": 0.2 sqrt(max(m, n)), of Liu et al. 2025 (2502.16982): the step's entries have the root mean square
-    that
-      AdamW's have, and AdamW's learning rates hold; torch.optim.Muon calls it "match_rms_adamw".
+    - "moonlight": 0.2 sqrt(max(m, n)), of Liu et al. 2025 (2502.16982): the step's entries have the root mean square of
+      AdamW's, and AdamW's learning rates hold; torch.optim.Muon calls it "match_rms_adamw".
+    - "original", "match_rms_adamw": the same two by torch's names.
     - "spectral": sqrt(m/n), of Dion: the norm of maps from root mean square to root mean square.
     """
 
