@@ -63,7 +63,7 @@ def random_change(condition):
     return u * torch.logspace(0, -math.log10(condition), 6, dtype=torch.float64) @ v
 
 
-SWEEP = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+SWEEP = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 SGD_SWEEP = tuple(1000 * lr for lr in SWEEP)  # its gradient is a mean over 3360 entries
 STARTS = {"balanced": None, "100 B, A / 100": 100 * torch.eye(6, dtype=torch.float64), "B M, A / M": random_change(1e4)}
 

@@ -12,7 +12,10 @@ import torch
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-WORDS = "file path socket thread queue parse token error value string number class module event loop buffer".split()
+WORDS = [
+    "file", "path", "socket", "thread", "queue", "parse", "token", "error",
+    "value", "string", "number", "class", "module", "event", "loop", "buffer",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -51,9 +51,10 @@ def test_killed_in_mid_save(tmp_path, monkeypatch, call):
             raise Killed
         replace(source, target)
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(os, "replace", dying)
-        checkpoint.save(tmp_path, make(2))
+        with pytest.raises(Killed):
+            checkpoint.save(tmp_path, make(2))
     assert_same(checkpoint.load(tmp_path), make(1))
     checkpoint.save(tmp_path, make(2))
     assert_same(checkpoint.load(tmp_path), make(2))

@@ -1,6 +1,5 @@
 """The command line: messages, exit codes, signals."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -25,7 +24,8 @@ def _flag(name: str) -> str:
 
 
 def test_help_tells_every_option_without_loading_the_heavy_packages():
-    code = "import sys\nfrom steepest.cli import build\nbuild()\nprint([m for m in ('transformers', 'peft') if m in sys.modules])"
+    heavy = "[m for m in ('transformers', 'peft', 'sklearn') if m in sys.modules]"
+    code = f"import sys; from steepest.cli import build; build(); print({heavy})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
     text = CliRunner().invoke(build(), ["finetune", "--help"], env={"COLUMNS": "200"}).output
     for flag in ("--model", "--data", "--optimizer", "--geometry", "--resume", "--no-baseline", "--output"):
@@ -49,25 +49,31 @@ def test_mistake_gives_one_message_and_exit_code_2(tmp_path, arguments, words):
     assert "Traceback" not in result.output
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signal_saves_a_checkpoint_and_tells_how_to_go_on(tmp_path, options, signum, code):
-    options |= {"steps": 100_000, "save_every": 5}
-    command = [*COMMAND, *as_arguments(options), "--output", str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
-    latest = tmp_path / "runs" / "chosen" / "latest.json"
+def test_signal_saves_a_checkpoint_and_tells_how_to_go_on(tmp_path, options):
+    arguments = as_arguments(options | {"steps": 100_000, "save_every": 5})
+    codes = {signal.SIGINT: 130, signal.SIGTERM: 143}
+    running = {signum: start([*arguments, "--output", str(tmp_path / signum.name)]) for signum in codes}
     try:
-        wait_for(latest, process)
-        process.send_signal(signum)
-        _, errors = process.communicate(timeout=60)
+        for signum, process in running.items():
+            folder = tmp_path / signum.name / "runs" / "chosen"
+            wait_for(folder / "latest.json", process)
+            process.send_signal(signum)
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == codes[signum]
+            advice = f"go on with: steepest finetune --resume --output {tmp_path / signum.name}"
+            assert errors.strip().splitlines()[-1].endswith(advice)
+            assert "Traceback" not in errors
+            assert checkpoint.load(folder).step >= 5
     finally:
-        process.kill()
-    assert process.returncode == code
-    assert errors.strip().splitlines()[-1].endswith(f"go on with: steepest finetune --resume --output {tmp_path}")
-    assert "Traceback" not in errors
-    assert checkpoint.load(latest.parent).step >= 5
+        for process in running.values():
+            process.kill()
 
 
-def wait_for(path: Path, process: subprocess.Popen, seconds: float = 90) -> None:
+def start(arguments: list[str]) -> subprocess.Popen:
+    return subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(path: Path, process: subprocess.Popen, seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not path.is_file():
         assert process.poll() is None, process.communicate()

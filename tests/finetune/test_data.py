@@ -31,9 +31,8 @@ def test_private_tests_are_left_out(library):
 
 
 def test_sources_are_parsed_and_never_run(tmp_path):
-    (tmp_path / "trap.py").write_text(
-        'raise SystemExit\ndef f():\n    """Open the door of the house.\n\n    Where f is a door that leads to the garden."""'
-    )
+    docstring = '"""Open the door of the house.\n\n    Where f is a door that leads to the garden."""'
+    (tmp_path / "trap.py").write_text(f"raise SystemExit\ndef f():\n    {docstring}")
     (tmp_path / "broken.py").write_text("def (")
     row = data.Row("Open the door of the house.", "Where is a door that leads to the garden.", "trap")
     assert data.standard_library(tmp_path) == [row]

@@ -24,8 +24,8 @@ def weights(folder):
     return load_file(folder / "adapter" / "adapter_model.safetensors")
 
 
-def interrupt_at(monkeypatch, calls: int) -> None:
-    """Send this process SIGINT in the given training step, counted over all runs."""
+def run_interrupted(monkeypatch, options, folder, calls: int) -> Interrupted:
+    """Run until this process sends itself SIGINT in the given training step, counted over all runs."""
     count, take_step = iter(range(10**6)), train.take_step
 
     def interrupted(*args):
@@ -33,7 +33,11 @@ def interrupt_at(monkeypatch, calls: int) -> None:
             os.kill(os.getpid(), signal.SIGINT)
         take_step(*args)
 
-    monkeypatch.setattr(train, "take_step", interrupted)
+    with monkeypatch.context() as patch, Stop() as stop:
+        patch.setattr(train, "take_step", interrupted)
+        with pytest.raises(Interrupted) as caught:
+            finetune(options, folder, stop=stop, say=silent)
+    return caught.value
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +102,7 @@ def test_adapter_reloads_with_stock_peft(finished, tiny_model, pairs):
 def test_interrupted_run_resumes_bit_for_bit(tmp_path, monkeypatch, options, optimizer, geometry):
     options |= {"optimizer": optimizer, "geometry": geometry, "baseline": False}
     straight = finetune(options, tmp_path / "straight", say=silent)
-    with monkeypatch.context() as patch, pytest.raises(Interrupted) as caught, Stop() as stop:
-        interrupt_at(patch, 3)
-        finetune(options, tmp_path / "broken", stop=stop, say=silent)
-    assert caught.value.exit_code == 130
+    assert run_interrupted(monkeypatch, options, tmp_path / "broken", 3).exit_code == 130
     assert checkpoint.load(tmp_path / "broken" / "runs" / "chosen").step == 4  # the step at hand was finished
     torch.manual_seed(99)
     resumed = finetune({}, tmp_path / "broken", resume=True, say=silent)
@@ -116,9 +117,7 @@ def test_interrupted_run_resumes_bit_for_bit(tmp_path, monkeypatch, options, opt
 
 def test_resume_inside_the_baseline_leaves_the_chosen_run_alone(tmp_path, monkeypatch, options):
     straight = finetune(options, tmp_path / "straight", say=silent)
-    with monkeypatch.context() as patch, pytest.raises(Interrupted), Stop() as stop:
-        interrupt_at(patch, 8 + 2)
-        finetune(options, tmp_path / "broken", stop=stop, say=silent)
+    run_interrupted(monkeypatch, options, tmp_path / "broken", 8 + 2)
     saved = weights(tmp_path / "broken")  # the adapter is there before the baseline begins
     resumed = finetune({}, tmp_path / "broken", resume=True, say=silent)
     assert all(torch.equal(saved[key], value) for key, value in weights(tmp_path / "broken").items())
@@ -126,9 +125,8 @@ def test_resume_inside_the_baseline_leaves_the_chosen_run_alone(tmp_path, monkey
 
 
 def test_signal_outside_the_training_loop_stops_at_once():
-    with pytest.raises(Interrupted) as caught, Stop():
+    with Stop(), pytest.raises(Interrupted) as caught:
         os.kill(os.getpid(), signal.SIGTERM)
-        pytest.fail("the signal should have come")
     assert caught.value.exit_code == 143
 
 
@@ -159,6 +157,12 @@ def test_classification(tmp_path, options, labels, tiny_model):
 @pytest.mark.parametrize("name", sorted(known_optimizers()))
 def test_every_optimizer_can_be_chosen(tmp_path, options, name):
     results = finetune(options | {"optimizer": name, "baseline": False, "steps": 2, "lr": 1e-3}, tmp_path, say=silent)
+    assert len(next(iter(results["runs"].values()))["loss"]) == 2
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_frozen_weights_of_another_precision(tmp_path, options, dtype):
+    results = finetune(options | {"dtype": dtype, "baseline": False, "steps": 2}, tmp_path, say=silent)
     assert len(next(iter(results["runs"].values()))["loss"]) == 2
 
 

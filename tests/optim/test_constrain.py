@@ -340,7 +340,7 @@ def test_weights_that_left_the_manifold_are_refused_when_the_optimiser_is_built(
 def test_what_replaced_a_parameter_is_asked_about_and_concerns_nobody_else():
     layer = constrain(nn.Linear(3, 3), "weight", Stiefel())
     nn.utils.parametrizations.weight_norm(layer)
-    with pytest.raises(ValueError, match="weight: was constrained to Stiefel.* parameter no more"):
+    with pytest.raises(ValueError, match=r"weight: was constrained to Stiefel.* parameter no more"):
         param_groups(layer)
     Adam(nn.Linear(2, 2).parameters())  # another model's optimiser does not stumble over it
 

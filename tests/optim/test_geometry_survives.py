@@ -28,7 +28,6 @@ class Net(nn.Module):
         self.b, self.a = nn.Parameter(torch.randn(4, 2)), nn.Parameter(torch.randn(2, 4))
         self.cov = nn.Parameter(torch.eye(4) + 0.1)
         constrain(self.rows, "weight", Stiefel(), matrix="o i -> i o")
-        constrain(self, "conv.0.weight", Stiefel(), matrix="o i w -> (i w) o") if False else None
         constrain(self, "conv.0.weight", Stiefel(), matrix="o i w -> o (i w)")
         constrain(self, ("b", "a"), FixedRank())
         constrain(self, "cov", SPD())
@@ -234,11 +233,41 @@ def test_distributed_data_parallel(gloo):
     check(wrapped)
 
 
-def test_fully_shard(gloo):
+def sharded(module: nn.Module) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    fully_shard(module, mesh=init_device_mesh("cpu", (1,)))
+    return module
+
+
+def test_fully_sharded_points_and_matrices_are_refused_by_name(gloo):
+    net = sharded(Net())
+    assert len(constraints(net)) == 3  # the entry is still there
+    for build in (lambda: Adam(param_groups(net)), lambda: Adam(net.parameters())):
+        with pytest.raises(ValueError, match=r"(weight|parameter 0): is sharded"):
+            build()
+    with pytest.raises(ValueError, match=r"weight: is sharded .* Muon needs"):
+        Muon(param_groups(sharded(nn.Linear(3, 2))))
+
+
+def test_an_optimiser_whose_points_are_sharded_later_says_so_at_its_next_step(gloo):
     net = Net()
-    fully_shard(net, mesh=init_device_mesh("cpu", (1,)))
-    assert len(constraints(net)) == 3
-    Adam(param_groups(net))
+    optimizer = Adam([net.rows.weight], lr=0.05)
+    train(net, optimizer, steps=1)
+    sharded(net)
+    optimizer.param_groups[0]["params"][:] = [net.rows.weight]  # as accelerate does
+    with pytest.raises(ValueError, match="is sharded"):
+        optimizer.step()
+
+
+def test_plain_parameters_may_be_sharded(gloo):
+    def trained(wrap):
+        torch.manual_seed(0)
+        net = wrap(nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 1)))
+        optimizer = Adam(param_groups(net), lr=0.05)
+        train(net, optimizer, forward=lambda x: net(x).squeeze(-1), steps=3)
+        return [p.detach() for p in net.parameters()]
+
+    for whole, part in zip(trained(lambda net: net), trained(sharded), strict=True):
+        assert torch.equal(whole, part.full_tensor())

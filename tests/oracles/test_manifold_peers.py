@@ -1,12 +1,12 @@
 """Manifolds against geoopt, pymanopt and geomstats, and against equations where these libraries are silent or wrong.
 
-Everything is float64 on well-conditioned points; `CLOSE` is the rounding of some hundred operations on entries of size one.
+Everything is float64 on well-conditioned points; `CLOSE` is the rounding of a hundred operations on entries near one.
 Known faults of the peers, and what stands in for them:
 
 - geoopt's `CanonicalStiefel.expmap` is the Cayley retraction and its `proju` no projection: geomstats and the geodesic
   equation serve for the canonical exponential, its `egrad2rgrad` is right.
-- `transp` of geoopt's spheres and `transport` of pymanopt's Sphere, Oblique, Grassmann and Stiefel are projections, and that
-  of its SPD the identity: none of them is parallel. geomstats has the parallel ones.
+- `transp` of geoopt's spheres and `transport` of pymanopt's Sphere, Oblique, Grassmann and Stiefel are projections, and
+  that of its SPD the identity: none of them is parallel. geomstats has the parallel ones.
 - pymanopt's Grassmann.dist takes arccosines, which lose angles below 1e-8: compared on subspaces far apart.
 """
 
@@ -162,7 +162,7 @@ def _geomstats_grassmann(n: int, p: int) -> dict[str, Operation]:
 def peers() -> list[Peer]:
     sphere, spd = Hypersphere(4).metric, SPDAffineMetric(SPDMatrices(4, equip=False))
     everything = ("inner", "exp", "log", "dist", "transport")
-    ball = {name: f for name, f in _geomstats(sphere, 1, *everything).items()}
+    ball = _geomstats(sphere, 1, *everything)
     by_column = {
         name: each((total_over_columns if name == "dist" else columns)(_numpy(f)), 2)
         for name, f in ball.items()
@@ -190,7 +190,10 @@ def peers() -> list[Peer]:
             ),
         ),
         Peer(
-            "geoopt canonical stiefel", Stiefel("canonical"), (6, 3), _geoopt(geoopt.CanonicalStiefel(), "grad", "inner")
+            "geoopt canonical stiefel",
+            Stiefel("canonical"),
+            (6, 3),
+            _geoopt(geoopt.CanonicalStiefel(), "grad", "inner"),
         ),
         Peer(
             "geomstats canonical stiefel",
@@ -308,9 +311,7 @@ def test_dist_between_random_points_is_length_of_log(manifold: Any, shape: tuple
     log = manifold.log(x, y)
     # 1e-8: two random subspaces may have a principal angle close to a right one, where log is ill-conditioned.
     torch.testing.assert_close(manifold.dist(x, y), manifold.norm(x, log), rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(
-        manifold.represent(manifold.exp(x, log)), manifold.represent(y), rtol=1e-8, atol=1e-8
-    )
+    torch.testing.assert_close(manifold.represent(manifold.exp(x, log)), manifold.represent(y), rtol=1e-8, atol=1e-8)
     assert (manifold.dist(x, y) <= manifold.dist(x, z) + manifold.dist(z, y) + 1e-12).all()
 
 
@@ -321,9 +322,7 @@ def test_transport_is_parallel(manifold: Any, shape: tuple[int, ...]) -> None:
     v, u = tangent(manifold, x, 1, size=0.7), tangent(manifold, x, 2)
     y = manifold.exp(x, v)
     moved = manifold.transport(x, y, u)
-    torch.testing.assert_close(
-        manifold.inner(y, moved, manifold.transport(x, y, v)), manifold.inner(x, u, v), **CLOSE
-    )
+    torch.testing.assert_close(manifold.inner(y, moved, manifold.transport(x, y, v)), manifold.inner(x, u, v), **CLOSE)
     torch.testing.assert_close(manifold.norm(y, moved), manifold.norm(x, u), **CLOSE)
     torch.testing.assert_close(manifold.transport(x, y, v), -manifold.log(y, x), **CLOSE)
     torch.testing.assert_close(manifold.transport(y, x, moved), u, **CLOSE)
@@ -471,7 +470,7 @@ def test_fixed_rank_gradient_is_the_slope_of_the_loss() -> None:
 @pytest.mark.parametrize("condition", [1.0, 1e4, 1e8])
 def test_fixed_rank_gradient_step_does_not_see_the_factorisation(condition: float) -> None:
     manifold, (b, a) = FixedRank(), pair()
-    u, s, vt = torch.linalg.svd(randn(2, 2, seed=9))
+    u, _, vt = torch.linalg.svd(randn(2, 2, seed=9))
     mix = u @ torch.diag(torch.tensor([condition, 1.0], dtype=torch.float64)) @ vt
     other = b @ mix, torch.linalg.solve(mix, a)
 

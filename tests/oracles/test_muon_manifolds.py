@@ -1,6 +1,6 @@
 """Intrinsic Muon's first step against its formulas, and the exact step on Stiefel against an independent solver.
 
-The formulas are those of Li et al. 2026 (2605.09238), by float64 SVD and symmetric eigendecompositions, or in 50 digits.
+The formulas are those of Li et al. 2026 (2605.09238), by float64 SVD and symmetric eigendecompositions or in 50 digits.
 `CLOSE` is rounding, times the condition of the small matrices involved (below 1e3 here).
 """
 
@@ -130,8 +130,8 @@ def inverse_root(s: Any) -> Any:
 
 @pytest.mark.parametrize("condition", [1.0, 1e3, 1e6])
 def test_fixed_rank_in_fifty_digits(condition: float) -> None:
-    """Factors a factor `condition` apart along two directions: a Gram matrix holds its square, and eps = 1e-16 of it, so
-    that formulas on Gram matrices keep nothing of the step at 1e8 and 1e-4 of it at 1e6."""
+    """Factors of that condition: a Gram matrix squares it, and a formula on Gram matrices alone keeps four digits of
+    the step at 1e6. (For well-conditioned factors the official code keeps 5 to 8 digits, as it adds 2e-8 to them.)"""
     spread = torch.logspace(0, -float(np.log10(condition)), 4, dtype=torch.float64)
     b, a = randn(6, 4) * spread, spread.flip(0)[:, None] * randn(4, 5, seed=1)
     gb, ga = randn(6, 4, seed=2), randn(4, 5, seed=3)
@@ -139,7 +139,10 @@ def test_fixed_rank_in_fifty_digits(condition: float) -> None:
         right, left = inverse_root(digits(a) * digits(a).T), inverse_root(digits(b).T * digits(b))
         hb, ha = digits(gb) * right, left * digits(ga)
         steps = hb * inverse_root(hb.T * hb) * right, left * inverse_root(ha * ha.T) * ha
-        expected = [torch.tensor([[float(s[i, j]) for j in range(s.cols)] for i in range(s.rows)], dtype=torch.float64) for s in steps]
+        expected = [
+            torch.tensor([[float(s[i, j]) for j in range(s.cols)] for i in range(s.rows)], dtype=torch.float64)
+            for s in steps
+        ]
     ours = FixedRank().push((b, a), tuple(Spectral("exact").dual(h) for h in FixedRank().pull((b, a), (gb, ga))))
     for step, exact in zip(ours, expected, strict=True):
         # rounding of the inputs alone moves the polar factor of a matrix of this condition by as much
@@ -198,13 +201,14 @@ def upper_bound(a: np.ndarray, z: np.ndarray, start: np.ndarray) -> float:
     return float(out.fun)
 
 
-SHAPES = [(20, 5), (100, 50), (64, 64), (7, 4), (5, 1), (10, 8)]
+SHAPES = [(20, 5), (100, 50), (64, 64), (7, 4), (5, 4), (5, 1), (10, 8)]
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "canonical"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_stiefel_spectral_is_the_linear_minimisation_oracle(shape: tuple[int, int], metric: str) -> None:
-    """Its <G, V> is below the maximum, the solver's bound above: where they meet, both are right."""
+    """Its <G, V> is below the maximum, the solver's bound above: where they meet, both are right. The hard cases are n
+    close to 2p and below, where the best [A + M; Z] has not full rank."""
     manifold = Stiefel(metric)
     norm = StiefelSpectral(manifold.scale)
     x, g = point(manifold, *shape), randn(*shape, seed=1)
@@ -240,7 +244,7 @@ def test_stiefel_spectral_descends_more_than_its_rivals(shape: tuple[int, int]) 
         assert ours >= two * (1 - tolerance)
         assert ours >= projected * (1 - tolerance)
         if shape == (20, 5):
-            assert ours > 1.1 * two  # measured: 1.2 to 1.3
+            assert ours > 1.05 * two  # measured over 20 seeds: 1.10 to 1.25
 
 
 def test_muon_with_stiefel_spectral_moves_by_the_oracle() -> None:

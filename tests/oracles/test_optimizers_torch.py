@@ -189,10 +189,10 @@ def test_muon_equals_torch(
 ) -> None:
     """20 steps on float32 matrices, gradients that do not depend on the point.
 
-    The bfloat16 iteration is the same to the last bit, so that only the float32 update x - lr (O + wd x) rounds otherwise
-    than torch's x (1 - lr wd) - lr O: one eps of the entries a step. (With gradients of a loss, that last bit would come
-    back through bfloat16 as 2^-9. float32, as torch's own Muon without Nesterov overwrites its buffer for bfloat16
-    parameters.)
+    The bfloat16 iteration is the same to the last bit, so that only the float32 update x - lr (O + wd x) rounds
+    otherwise than torch's x (1 - lr wd) - lr O: one eps of the entries a step. (With gradients of a loss, that last bit
+    would come back through bfloat16 as 2^-9. float32, as torch's own Muon without Nesterov overwrites its buffer for
+    bfloat16 parameters.)
     """
     seed = torch.Generator().manual_seed(0)
     start = torch.randn(shape, generator=seed)
@@ -206,7 +206,9 @@ def test_muon_equals_torch(
         ours.grad, theirs.grad = g.clone(), g.clone()
         a.step()
         b.step()
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=20 * torch.finfo(torch.float32).eps * start.abs().max().item())
+    torch.testing.assert_close(
+        ours, theirs, rtol=0, atol=20 * torch.finfo(torch.float32).eps * start.abs().max().item()
+    )
     buffers = a.state[ours]["momentum.buffer"], b.state[theirs]["momentum_buffer"]
     assert torch.equal(*buffers)
 
@@ -261,7 +263,7 @@ def test_shampoo_first_steps(shape: tuple[int, int]) -> None:
 
 
 def test_shampoo_first_step_is_muon() -> None:
-    """Without eps and momentum L^(-1/4) G R^(-1/4) = U V^T on the first step (Bernstein and Newhouse 2024, 2409.20325)."""
+    """Without eps and momentum the first L^(-1/4) G R^(-1/4) is U V^T (Bernstein and Newhouse 2024, 2409.20325)."""
     g = torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     x = nn.Parameter(torch.zeros(4, 4, dtype=torch.float64))
     x.grad = g.clone()

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import os
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,9 @@ def add_lora(backbone: nn.Module, rank: int, alpha: float) -> Any:
 
     layers = linear_layers(backbone)
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers, lora_dropout=0.0)  # type: ignore[arg-type]
-    return get_peft_model(backbone, config).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of transformers, about a name that PEFT uses
+        return get_peft_model(backbone, config).eval()
 
 
 def linear_layers(backbone: nn.Module) -> str:

@@ -65,7 +65,7 @@ def settings_of(output: Path, given: dict[str, Any], resume: bool) -> Settings:
             raise UserError(
                 f"--resume: {output} holds no interrupted run (no {SETTINGS}). Leave --resume out to start one."
             )
-        settings = Settings(**checkpoint.read_json(path))
+        settings = Settings.from_json(checkpoint.read_json(path), str(path))
         settings.agree(given)
         return settings.checked()
     if path.exists():

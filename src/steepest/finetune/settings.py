@@ -15,10 +15,11 @@ GEOMETRIES = ("fixed-rank", "euclidean")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 DEFAULT_LR: dict[tuple[str, str], float] = {
-    ("adam", "fixed-rank"): 1e-3,
+    ("adam", "fixed-rank"): 1e-4,
     ("adam", "euclidean"): 1e-3,
-    ("adamw", "fixed-rank"): 1e-3,
+    ("adamw", "fixed-rank"): 1e-4,
     ("adamw", "euclidean"): 1e-3,
+    ("muon", "fixed-rank"): 1e-3,
 }
 """Learning rates by optimiser and geometry."""
 FALLBACK_LR = 1e-3
@@ -84,6 +85,14 @@ class Settings:
     def to_json(self) -> dict[str, Any]:
         """The settings as a JSON object."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any], where: str) -> Settings:
+        """The settings that `to_json` wrote; `where` is their file, for the error."""
+        try:
+            return cls(**saved)
+        except TypeError:
+            raise UserError(f"{where}: was written by another version. Start anew in another --output folder.") from None
 
     def agree(self, given: dict[str, Any]) -> None:
         """Raise a `UserError` if an option given beside --resume differs from these settings."""

@@ -101,7 +101,8 @@ def take_step(
     if not math.isfinite(value) or (measured and not _finite(model)):
         what = "the adapter has entries that are not finite" if math.isfinite(value) else f"the loss is {value}"
         raise UserError(
-            f"step {step + 1}: {what}. Lower --lr (now {settings.lr}) or --baseline-lr ({settings.baseline_lr}), in a new --output folder."
+            f"step {step + 1}: {what}. Lower --lr (now {settings.lr}) or --baseline-lr ({settings.baseline_lr}), "
+            "in a new --output folder."
         )
     history.loss.append(value)
     history.gradient_seconds.append(clocks[1] - clocks[0])

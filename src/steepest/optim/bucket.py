@@ -12,7 +12,7 @@ from torch import Tensor
 
 from steepest.manifolds.base import Manifold
 from steepest.optim.axes import from_matrix, pattern_error
-from steepest.optim.constrain import Constraint
+from steepest.optim.constrain import Constraint, stored_precision
 from steepest.transforms.base import Blocks, Chain, Context, State
 
 BATCHED_UP_TO = 16_384
@@ -62,7 +62,7 @@ class Point:
         if any(p.is_meta for p in self.params):
             return
         with torch.no_grad():
-            self.constraint.manifold.check_point(self.value(), ", ".join(self.names), self.params[0].dtype)
+            self.constraint.manifold.check_point(self.value(), ", ".join(self.names), stored_precision(self.params[0]))
 
 
 class Bucket:
@@ -123,6 +123,14 @@ class Bucket:
             kept[0]["step"] += 1
         return self.storage
 
+    def release(self, others: Bucket) -> None:
+        """Give the points that are not among the others a state of their own, so that the storage can go."""
+        taken = {id(state) for kept in others.kept for state in kept}
+        for kept, key, part in self._views(self.storage) if self.storage else ():
+            if id(kept) not in taken and key in kept and kept[key].data_ptr() == part.data_ptr():
+                kept[key] = part.clone()
+        self.storage = None
+
     def _stack(self, points: list[Any]) -> Any:
         if len(points) == 1:
             return points[0]
@@ -169,7 +177,7 @@ class Buckets:
     """The buckets of a step. Their storage is kept from step to step as long as the same points have gradients."""
 
     def __init__(self) -> None:
-        self._kept: dict[int, tuple[list[int], Bucket]] = {}  # by the first tensor: one bucket each, never more
+        self._last: dict[int, Bucket] = {}  # each point's, by its first tensor
 
     def of(self, points: list[Point], state: dict[Tensor, Any]) -> Iterator[Bucket]:
         """The points sorted into buckets, with the state that torch keeps for their tensors."""
@@ -180,9 +188,12 @@ class Buckets:
             alone = sum(p.numel() for p in point.params) > BATCHED_UP_TO
             sorted_[step, layout, id(point) if alone else None].append(point)
         for (step, *_), members in sorted_.items():
-            ids = [id(p) for point in members for p in point.params]
             bucket = Bucket(members, [[state[p] for p in point.params] for point in members], step)
-            if ids[0] in self._kept and self._kept[ids[0]][0] == ids:
-                bucket.storage = self._kept[ids[0]][1].storage
-            self._kept[ids[0]] = ids, bucket
+            first = [id(point.params[0]) for point in members]
+            for last in {id(b): b for i in first if (b := self._last.get(i))}.values():
+                if [id(point.params[0]) for point in last.points] == first:
+                    bucket.storage = last.storage
+                else:
+                    last.release(bucket)
+            self._last.update(dict.fromkeys(first, bucket))
             yield bucket

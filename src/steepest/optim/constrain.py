@@ -149,6 +149,12 @@ def _forget(module: nn.Module, tensors: Sequence[Tensor]) -> None:
             del constraints(part)[entry]
 
 
+def stored_precision(t: Tensor) -> torch.dtype:
+    """The dtype that a parameter's values can be trusted to: its own, but float32 for float64, as a model that was cast
+    keeps the rounding that it had; the first steps mend it."""
+    return torch.float32 if t.dtype == torch.float64 else t.dtype
+
+
 def _parameter(module: nn.Module, name: str) -> nn.Parameter:
     try:
         return module.get_parameter(name)
@@ -167,7 +173,7 @@ def _move_there(constraint: Constraint, tensors: Sequence[Tensor], label: str, p
     if project and not manifold.residual(x).max() <= 8 * torch.finfo(as_tuple(x)[0].dtype).eps:
         x = manifold.project(x)
     try:
-        manifold.check_point(x, label, None if project else tensors[0].dtype)
+        manifold.check_point(x, label, None if project else stored_precision(tensors[0]))
     except ValueError as error:
         raise ValueError(f"{error} (nothing was changed)" if project else f"{error} Or pass project=True.") from None
     constraint.write(tensors, x)

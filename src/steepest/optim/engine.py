@@ -21,7 +21,7 @@ from steepest.transforms.base import Chain, Context
 OPTIMIZERS: dict[str, type[Optimizer]] = {}
 """Every optimiser by its name in lower case; a class enters by being defined."""
 
-PLAIN = {"geometry": None, "matrix": None, "sizes": {}}
+PLAIN: dict[str, Any] = {"geometry": None, "matrix": None, "sizes": {}}
 """What a group says of plain parameters."""
 
 
@@ -109,8 +109,6 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
     def _check(self, group: dict[str, Any]) -> None:
         """Refuse a group that cannot be stepped, before anything is kept of it; write down its values as plain ones."""
         for name, p in zip(_names(group), group["params"], strict=True):
-            if not isinstance(p, Tensor):
-                raise TypeError(f"params: expected tensors, got {type(p).__name__}")
             if not p.is_floating_point():
                 raise ValueError(f"{name}: has dtype {p.dtype}, expected a real floating point dtype")
         if group["geometry"] is not None:
@@ -138,6 +136,11 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
         matrix = matrix if as_matrix else (None,) * arity
         points = []
         for i in range(0, len(params), arity):
+            if as_matrix and any(hasattr(p, "full_tensor") for p in params[i : i + arity]):
+                raise ValueError(
+                    f"{names[i]}: is sharded (a DTensor), and {type(self).__name__} needs this matrix whole; leave its "
+                    "module out of fully_shard, or replicate it (DistributedDataParallel)."
+                )
             ndim = 2 if as_matrix else params[i].ndim
             constraint = Constraint(manifold or Euclidean(ndim), matrix, group["sizes"])
             points.append(Point(tuple(params[i : i + arity]), tuple(names[i : i + arity]), constraint))
@@ -189,24 +192,38 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore options and state; refuses a state of other parameters, in another order or on other manifolds, or of
         another method."""
-        groups = []
-        for i, (saved, group) in enumerate(zip(state_dict["param_groups"], self.param_groups, strict=False)):
+        loaded: dict[str, Any] = {}
+
+        def check(_: Any, state: dict[str, Any]) -> dict[str, Any]:
+            loaded.update(self._accepted(state))
+            return loaded
+
+        handle = self.register_load_state_dict_pre_hook(check)  # after the users' hooks, which may translate a state
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+        ours = [p for g in self.param_groups for p in g["params"]]
+        theirs = [i for g in loaded["param_groups"] for i in g["params"]]
+        for p, i in zip(ours, theirs, strict=True):  # torch casts state to the parameter's dtype: ours keeps its own
+            for key, value in loaded["state"].get(i, {}).items():
+                if isinstance(value, Tensor):
+                    self.state[p][key] = value.detach().to(value.device if key == "step" else p.device, copy=True)
+
+    def _accepted(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """The state dictionary, if it is one of these parameters; options newer than it have the values given here."""
+        groups = list(state_dict["param_groups"])
+        for i, (saved, group) in enumerate(zip(groups, self.param_groups, strict=False)):
             for key in ("param_names", "shapes", "geometry", "matrix"):
                 if key in group and saved.get(key, group[key]) != group[key]:
                     raise ValueError(
                         f"state_dict: {key} of group {i} is {_abridged(saved[key])}, and here it is "
                         f"{_abridged(group[key])}. Build the optimiser from the same parameters in the same order."
                     )
-            groups.append({**group, **saved})  # options that are newer than the checkpoint keep their value
+            groups[i] = {**group, **saved}
             kept = [state_dict["state"].get(key) for key in saved["params"]]
-            self._check_state({**groups[-1], "params": group["params"]}, kept)
-        super().load_state_dict({**state_dict, "param_groups": groups + state_dict["param_groups"][len(groups) :]})
-        ours = [p for g in self.param_groups for p in g["params"]]
-        theirs = [i for g in state_dict["param_groups"] for i in g["params"]]
-        for p, i in zip(ours, theirs, strict=True):  # torch casts state to the parameter's dtype: ours keeps its own
-            for key, value in state_dict["state"].get(i, {}).items():
-                if isinstance(value, Tensor) and key != "step":
-                    self.state[p][key] = value.detach().to(p.device, copy=True)
+            self._check_state({**groups[i], "params": group["params"]}, kept)
+        return {**state_dict, "param_groups": groups}
 
     def _check_state(self, group: dict[str, Any], saved: list[dict[str, Any] | None]) -> None:
         """Refuse the state of another method: the first point's must have the keys and shapes that it has here."""
@@ -214,11 +231,11 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
             theirs = saved[i * len(point.params) : (i + 1) * len(point.params)]
             if theirs[0] and not any(p.is_meta for p in point.params):
                 ours = _fresh_state(point, self.chain(group), group)
-                for name, a, b in zip(point.names, ours, theirs, strict=True):
-                    if {k: v.shape for k, v in a.items()} != {k: v.shape for k, v in (b or {}).items()}:
+                for name, a, b in zip(point.names, map(_layout, ours), map(_layout, theirs), strict=True):
+                    if a != b:
                         raise ValueError(
-                            f"state_dict: the state of {name} holds {_layout(b or {})}, and {type(self).__name__} "
-                            f"keeps {_layout(a)}. It was saved by another method."
+                            f"state_dict: the state of {name} holds {b or 'nothing'}, and {type(self).__name__} keeps "
+                            f"{a or 'nothing'}. It was saved by another method."
                         )
                 return
 
@@ -295,8 +312,11 @@ def _fresh_state(point: Point, chain: Chain, group: dict[str, Any]) -> list[dict
     return kept
 
 
-def _layout(state: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {tuple(value.shape)}" for key, value in state.items()) or "nothing"
+def _layout(state: dict[str, Any] | None) -> str:
+    """Keys and shapes, in the order of the alphabet."""
+    return ", ".join(
+        f"{k} {tuple(v.shape) if isinstance(v, Tensor) else v!r}" for k, v in sorted((state or {}).items())
+    )
 
 
 def _normalise(group: dict[str, Any]) -> dict[str, Any]:
@@ -315,6 +335,8 @@ def _normalise(group: dict[str, Any]) -> dict[str, Any]:
         params = [p for _, p in params]
     if not params:
         raise ValueError("params: got an empty list; does anything in the model require a gradient?")
+    if wrong := [p for p in params if not isinstance(p, Tensor)]:
+        raise TypeError(f"params: expected tensors, got {type(wrong[0]).__name__}")
     if len({id(p) for p in params}) < len(params):
         raise ValueError("params: the same parameter is given twice")
     return group | {"params": params}
@@ -326,7 +348,7 @@ def _names(group: dict[str, Any]) -> list[str]:
 
 def _part(group: dict[str, Any], index: list[int]) -> dict[str, Any]:
     """The group restricted to some of its parameters."""
-    lists = {k: [group[k][i] for i in index] for k in ("params", "param_names") if k in group}
+    lists: dict[str, Any] = {k: [group[k][i] for i in index] for k in ("params", "param_names") if k in group}
     return {**group, **lists}
 
 

@@ -95,13 +95,13 @@ def _entries(model: nn.Module, lora: Manifold | None, other: tuple[str, ...]) ->
     for prefix, module, names, constraint in _declared(model):
         tensors = members(module, names)
         if fresh(tensors):
-            full = tuple(clean(f"{prefix}.{n}") for n in names)
-            yield Entry(full, tensors, constraint.options()["role"], constraint)
+            point = tuple(clean(f"{prefix}.{n}") for n in names)
+            yield Entry(point, tensors, constraint.options()["role"], constraint)
     for prefix, module in model.named_modules():
         for names, constraint in _lora_pairs(module, lora):
-            full, tensors = tuple(clean(f"{prefix}.{n}") for n in names), members(module, names)
-            if not any(map(listed, full)) and fresh(tensors):
-                yield Entry(full, tensors, "point", constraint)
+            pair, tensors = tuple(clean(f"{prefix}.{n}") for n in names), members(module, names)
+            if not any(map(listed, pair)) and fresh(tensors):
+                yield Entry(pair, tensors, "point", constraint)
     for prefix, module in model.named_modules():
         for name, p in module.named_parameters(prefix, recurse=False):
             if not fresh((p,)):
@@ -161,7 +161,7 @@ def _heads(model: nn.Module) -> set[int]:
     tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
     output = getattr(model, "get_output_embeddings", lambda: None)()
     largest = max((tuple(t.shape) for t in tables), default=None)  # the vocabulary, rather than positions
-    heads = {id(t) for t in tables} | ({id(output.weight)} if hasattr(output, "weight") else set())
+    heads = {id(t) for t in (*tables, getattr(output, "weight", None))}
     return heads | {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear) and m.weight.shape == largest}
 
 
@@ -176,13 +176,13 @@ def _lora_pairs(module: nn.Module, lora: Manifold | None) -> Iterator[tuple[tupl
 
 
 def _lora_names(module: nn.Module) -> Iterator[tuple[str, str]]:
-    layers, tables = ("lora_B", "lora_A"), ("lora_embedding_B", "lora_embedding_A")
-    if all(isinstance(getattr(module, name, None), nn.ModuleDict) for name in layers):
-        yield from ((f"lora_B.{adapter}.weight", f"lora_A.{adapter}.weight") for adapter in module.lora_B)
-    if all(isinstance(getattr(module, name, None), nn.ParameterDict) for name in tables):
-        yield from (
-            (f"lora_embedding_B.{adapter}", f"lora_embedding_A.{adapter}") for adapter in module.lora_embedding_B
-        )
+    """Names of B and of A, for each adapter."""
+    layers = [getattr(module, name, None) for name in ("lora_B", "lora_A")]
+    if all(isinstance(t, nn.ModuleDict) for t in layers):
+        yield from ((f"lora_B.{adapter}.weight", f"lora_A.{adapter}.weight") for adapter in layers[0] or ())
+    tables = [getattr(module, name, None) for name in ("lora_embedding_B", "lora_embedding_A")]
+    if all(isinstance(t, nn.ParameterDict) for t in tables):
+        yield from ((f"lora_embedding_B.{adapter}", f"lora_embedding_A.{adapter}") for adapter in tables[0] or ())
 
 
 def _lora_patterns(module: nn.Module, names: tuple[str, str]) -> tuple[tuple[str | None, str | None], dict[str, int]]:

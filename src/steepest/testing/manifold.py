@@ -91,7 +91,7 @@ def check_names(case: Case) -> None:
     """The class is frozen, can be hashed, and returns from JSON as it was."""
     m = case.manifold
     assert dataclasses.is_dataclass(m), "a manifold is a dataclass"
-    assert m.__dataclass_params__.frozen, "a manifold is frozen"  # type: ignore[attr-defined]
+    assert m.__dataclass_params__.frozen, "a manifold is frozen"
     assert hash(m) == hash(dataclasses.replace(m)), "equal manifolds hash alike"
     assert Manifold.from_spec(json.loads(json.dumps(m.to_spec()))) == m, "to_spec does not survive JSON"
     assert len(m.blocks) == len(m.owners) == len(m.block_ndims), "blocks, owners and block_ndims differ in length"
@@ -284,7 +284,7 @@ def check_exp(case: Case) -> None:
     assert_slope(lambda t: norm(add(m.exp(x, scale(v, t)), add(x, v, t), -1.0)), 2, "exp(x, t v) - x - t v")
     curve = lambda t: m.exp(x, scale(v, t))  # noqa: E731
     one = torch.ones((), dtype=torch.float64)
-    halfway, velocity = torch.func.jvp(curve, (one / 2,), (one,))
+    halfway, velocity = torch.func.jvp(curve, (one / 2,), (one,))  # type: ignore[misc]
     assert_close(m.norm(halfway, velocity), m.norm(x, v), "the speed of the geodesic is not constant", 1e-7)
     end = m.exp(halfway, scale(velocity, 0.5))
     assert_close(m.represent(end), m.represent(curve(1.0)), "the geodesic does not continue itself", 1e-7)
