@@ -58,7 +58,7 @@ def finished(tmp_path_factory, tiny_model, pairs):
 def test_training_lowers_the_loss_and_everything_is_reported(finished):
     folder, results = finished
     assert json.loads((folder / "report.json").read_text())["scores"].keys() == results["scores"].keys()
-    assert list(results["scores"]) == ["TF-IDF", "frozen", "Adam (fixed-rank)", "torch AdamW"]
+    assert list(results["scores"]) == ["TF-IDF", "frozen", "Adam (fixed-rank)", "AdamW (torch)"]
     for run in results["runs"].values():
         assert len(run["loss"]) == 12
         assert run["loss"][-1] < run["loss"][0]

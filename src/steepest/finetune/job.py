@@ -97,7 +97,7 @@ class Job:
         model, backbone, task = self.load(split)
         checkpoint.write_json(self.output / SETTINGS, s.to_json())  # from here on the job can be resumed
         scores = {"TF-IDF": self.scored("tfidf", task.tfidf), "frozen": self.frozen(model, task)}
-        names = {"chosen": run_name(s)} | ({"baseline": "torch AdamW"} if s.baseline else {})
+        names = {"chosen": run_name(s)} | ({"baseline": "AdamW (torch)"} if s.baseline else {})
         builders = {"chosen": chosen_optimizer, "baseline": baseline_optimizer}
         histories = {}
         for key, name in names.items():

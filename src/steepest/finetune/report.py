@@ -9,6 +9,7 @@ from typing import Any
 
 from steepest.finetune import checkpoint, figures
 from steepest.finetune.data import Row
+from steepest.finetune.encoder import DEFAULT_PACKAGE, DEFAULT_VERSION
 from steepest.finetune.scores import Scores
 
 CAPTIONS = {
@@ -50,6 +51,7 @@ def render(results: dict[str, Any], pictures: dict[str, bytes]) -> str:
         images=images,
         captions=CAPTIONS,
         costs=costs(results["runs"]),
+        default_values={"model": f"{DEFAULT_PACKAGE} {DEFAULT_VERSION}", "data": results["task"]["source"]},
     )
 
 

@@ -92,7 +92,9 @@ class Settings:
         try:
             return cls(**saved)
         except TypeError:
-            raise UserError(f"{where}: was written by another version. Start anew in another --output folder.") from None
+            raise UserError(
+                f"{where}: was written by another version. Start anew in another --output folder."
+            ) from None
 
     def agree(self, given: dict[str, Any]) -> None:
         """Raise a `UserError` if an option given beside --resume differs from these settings."""

@@ -3,7 +3,7 @@
 from steepest.linalg.expm import low_rank_expm1
 from steepest.linalg.lyapunov import lyapunov
 from steepest.linalg.polar import SCHEDULES, orthogonalize, polar
-from steepest.linalg.precision import widen
+from steepest.linalg.precision import double, widen
 from steepest.linalg.qr import cholesky_qr, qr, triangular_inverse
 from steepest.linalg.symmetric import (
     skew,
@@ -19,6 +19,7 @@ from steepest.linalg.symmetric import (
 __all__ = [
     "SCHEDULES",
     "cholesky_qr",
+    "double",
     "low_rank_expm1",
     "lyapunov",
     "orthogonalize",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from steepest.linalg.autograd import Rule
-from steepest.linalg.precision import widen
+from steepest.linalg.precision import double, widen
 from steepest.linalg.shapes import require_matrix
 
 Triple = tuple[float, float, float]
@@ -154,7 +154,7 @@ class _PolarDerivative(Rule):
 
 def _by_gram(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A (A^T A)^(-1/2) in float64, which holds the squares of all that float32 can tell apart."""
-    x = a.double()
+    x = double(a)
     w, v = torch.linalg.eigh(x.mT @ x)
     s = _numerical(w.clamp_min(0).sqrt(), a.dtype)
     u = x @ ((v * _pseudo_inverse(s).unsqueeze(-2)) @ v.mT)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from steepest.linalg import triangular_inverse
+from steepest.linalg import double, triangular_inverse
 from steepest.manifolds.base import Manifold
 
 Pair = tuple[Tensor, Tensor]
@@ -119,7 +119,7 @@ def _gram_factor(b: Tensor) -> tuple[Tensor, Tensor]:
     Rows of the inverse that belong to dependent directions are zero.
     """
     eps = max(torch.finfo(b.dtype).eps, torch.finfo(torch.float32).eps if b.dtype != torch.float64 else 0.0)
-    b = b.double()
+    b = double(b)
     r = b.shape[-1]
     eye = torch.eye(r, dtype=b.dtype, device=b.device)
     gram = b.mT @ b

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from steepest.linalg import sym, sym_exp, sym_log, sym_sqrt
+from steepest.linalg import double, sym, sym_exp, sym_log, sym_sqrt
 from steepest.manifolds.base import Manifold
 
 RETRACTIONS = ("exp", "second_order")
@@ -76,19 +76,24 @@ class SPD(Manifold):
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
         """The v with `exp(x, v) == y`; unique."""
-        L = self.frame(x)
-        return self._push(L, sym_log(self._coords(L, y)))
+        L, w = self._whiten(x, y)
+        return self._push(L, sym_log(w)).to(x.dtype)
 
     def dist(self, x: Tensor, y: Tensor) -> Tensor:
         """`|log(L^-1 Y L^-T)|`, shape `(*b,)`."""
-        whitened = self._coords(self.frame(x), y)
-        return torch.linalg.vector_norm(sym_log(whitened), dim=(-2, -1))
+        return torch.linalg.vector_norm(sym_log(self._whiten(x, y)[1]), dim=(-2, -1)).to(x.dtype)
 
     def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """Parallel transport along the geodesic: E V E^T with E = (Y X^-1)^(1/2)."""
-        L = self.frame(x)
-        root = sym_sqrt(self._coords(L, y))
-        return self._push(L, root @ self._coords(L, v) @ root)
+        L, w = self._whiten(x, y)
+        root = sym_sqrt(w)
+        return self._push(L, root @ self._coords(L, v.to(w.dtype)) @ root).to(x.dtype)
+
+    def _whiten(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """L and L^-1 Y L^-T, in float64: its condition may be the product of both, and in float32 it would lose the
+        definiteness that both have."""
+        L = self.frame(double(x))
+        return L, self._coords(L, double(y))
 
     def project(self, x: Tensor) -> Tensor:
         """Symmetric part with eigenvalues raised to at least `sqrt(eps)` times the largest: the set is open, so there

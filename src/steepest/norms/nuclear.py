@@ -7,6 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from steepest.linalg import widen
 from steepest.norms.base import Norm
 
 
@@ -25,8 +26,8 @@ class Nuclear(Norm):
 
     def dual(self, g: Tensor) -> Tensor:
         """Outer product of the leading singular vectors."""
-        u, s, vh = torch.linalg.svd(g, full_matrices=False)
-        return torch.where(s[..., :1, None] > 0, u[..., :, :1] @ vh[..., :1, :], 0)
+        u, s, vh = torch.linalg.svd(widen(g), full_matrices=False)
+        return torch.where(s[..., :1, None] > 0, u[..., :, :1] @ vh[..., :1, :], 0).to(g.dtype)
 
     @classmethod
     def examples(cls) -> list[Norm]:
