@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from steepest.checks import check_range
-from steepest.linalg import sym_power
 from steepest.transforms.base import Context, State, Transform, as_matrix
 
 
@@ -57,16 +56,15 @@ class Precondition(Transform):
         return _times(state["right_root"], _times(state["left_root"], x).mT).mT.reshape(h.shape)
 
     def _inverse_root(self, statistic: Tensor, ndim: int) -> Tensor:
-        """(S + eps mean(diag S) I)^(-1/4); the identity for a zero S."""
+        """(S + eps mean(diag S) I)^(-1/4); the identity for a zero S. Eigenvalues below zero are rounding's: the
+        statistic of a tall gradient has not full rank."""
         full = statistic.ndim == ndim
-        diagonal = statistic.diagonal(dim1=-2, dim2=-1) if full else statistic
-        mean = diagonal.mean(-1, keepdim=True)
+        mean = (statistic.diagonal(dim1=-2, dim2=-1) if full else statistic).mean(-1, keepdim=True)
         shift = torch.where(mean > 0, self.eps * mean, 1)
-        return (
-            sym_power(statistic + torch.diag_embed(shift.expand_as(diagonal)), -0.25)
-            if full
-            else (statistic + shift) ** -0.25
-        )
+        if not full:
+            return (statistic + shift) ** -0.25
+        w, v = torch.linalg.eigh(statistic)
+        return (v * (w.clamp_min(0) + shift).pow(-0.25).unsqueeze(-2)) @ v.mT
 
     @classmethod
     def examples(cls) -> list[Transform]:
