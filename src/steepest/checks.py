@@ -12,9 +12,9 @@ def check_range(
     open_low: bool = False,
     open_high: bool = False,
 ) -> None:
-    """Raise a ValueError that names the argument unless value is a number in the interval from low to high."""
+    """Raise a ValueError that names the argument unless value is a finite number in the interval from low to high."""
     above = value > low if open_low else value >= low
     below = value < high if open_high else value <= high
-    if not (above and below):  # written so that NaN fails
+    if not (above and below and math.isfinite(value)):  # written so that NaN fails
         left, right = "(" if open_low else "[", ")" if open_high or high == math.inf else "]"
-        raise ValueError(f"{name}: got {value!r}, expected a number in {left}{low:g}, {high:g}{right}")
+        raise ValueError(f"{name}: got {value!r}, expected a finite number in {left}{low:g}, {high:g}{right}")

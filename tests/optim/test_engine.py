@@ -665,3 +665,14 @@ def test_bare_constrained_parameters_stay(manifold):
         layer(torch.randn(4, 3)).square().mean().backward()
         optimizer.step()
     assert manifold.residual(layer.weight).max() < 1e-5
+
+
+def test_momentum_may_be_turned_on_in_mid_run():
+    p = nn.Parameter(torch.ones(3))
+    optimizer = SGD([p], lr=0.1)
+    for momentum in (0.0, 0.9, 0.9):
+        optimizer.param_groups[0]["momentum"] = momentum
+        p.grad = torch.ones(3)
+        optimizer.step()
+    # steps of 1, then sums of 1 and of 1 + 0.9
+    assert torch.allclose(p.detach(), torch.full((3,), 1 - 0.1 * (1 + 1 + 1.9)))

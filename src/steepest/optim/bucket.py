@@ -119,6 +119,10 @@ class Bucket:
         elif self.storage is None or not self._is_current(self.storage):
             self.storage = self._collect()
             self._hand_out(self.storage)
+        if any(key not in self.storage[0] for key in chain.carried):  # momentum, say, has been turned on
+            fresh = chain.init(h, ctx)
+            self.storage = tuple({**new, **old} for new, old in zip(fresh, self.storage, strict=True))
+            self._hand_out(self.storage)
         for kept in self.kept:
             kept[0]["step"] += 1
         return self.storage

@@ -277,7 +277,7 @@ def clip_grad_norm_(optimizer: Optimizer, max_norm: float) -> Tensor:
 
 
 def _update(bucket: Bucket, chain: Chain, group: dict[str, Any]) -> None:
-    """The step of DESIGN: pull, transform, push and retract in one move, and carry what has to follow."""
+    """The one step: pull, transform, push and retract in one move, and carry what has to follow the point."""
     manifold, lr = bucket.manifold, group["lr"]
     x = bucket.gather()
     frame = manifold.frame(x)
