@@ -4,6 +4,8 @@ import pytest
 import torch
 from completion import OPTIMIZERS, completion, deviation, random_change
 
+from steepest import FixedRank
+
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_scaling_of_the_factors(name):
@@ -30,3 +32,24 @@ def test_frame_beats_raw_factors():
     assert completion(make, lr)[-1] < 1e-10
     assert completion(make, lr, scaled)[-1] < 1e-10
     assert min(completion(make, rate, scaled, frame=False)[-1] for rate in (0.003, 0.03, 0.3)) > 1e-5
+
+
+def test_bounded_turn_is_invariant_and_bounds():
+    """From a small W: the row space turns by no more than the bound, whatever the factors."""
+    g = torch.Generator().manual_seed(0)
+    manifold = FixedRank(turn=0.01)
+    b, a = manifold.random_point(((12, 3), (3, 10)), generator=g, dtype=torch.float64)
+    b = 1e-6 * b
+    gb, ga = torch.randn(12, 10, generator=g, dtype=torch.float64) @ a.mT, torch.zeros(3, 10, dtype=torch.float64)
+    ga = b.mT @ torch.randn(12, 10, generator=g, dtype=torch.float64)
+    change = torch.randn(3, 3, generator=g, dtype=torch.float64)
+    inverse = torch.linalg.inv(change)
+    ends = []
+    for m, n in ((torch.eye(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64)), (change, inverse)):
+        x = (b @ m, n @ a)
+        pulled = manifold.pull(x, (gb @ n.mT, m.mT @ ga))
+        y = manifold.retract(x, manifold.push(x, (-pulled[0], -pulled[1])))
+        turned = torch.linalg.matrix_norm(x[0] @ (y[1] - x[1])) / torch.linalg.matrix_norm(b @ a)
+        assert 0.0099 < turned < 0.01001
+        ends.append(manifold.represent(y))
+    assert torch.allclose(ends[0], ends[1], rtol=1e-7)

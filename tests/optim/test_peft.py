@@ -114,7 +114,7 @@ def test_as_two_matrices_on_request():
 
 
 def test_another_manifold_for_the_pairs_is_a_spec_in_the_groups():
-    assert param_groups(adapted("linear"))[0]["geometry"] == FixedRank().to_spec()
+    assert param_groups(adapted("linear"))[0]["geometry"] == FixedRank(turn=0.03).to_spec()
 
 
 def test_what_goes_with_the_adapter_goes_to_the_rest():
@@ -212,7 +212,7 @@ def test_experts_are_one_pair_each():
 
 # Training. ------------------------------------------------------------------------------------------------------------
 
-RATES = {"sgd": 0.1, "adam": 0.01, "adamw": 0.01, "amsgrad": 0.01, "adagrad": 0.03, "muon": 0.03, "shampoo": 0.1}
+RATES = {"sgd": 1.0, "adam": 0.01, "adamw": 0.01, "amsgrad": 0.01, "adagrad": 0.03, "muon": 0.03, "shampoo": 0.1}
 EACH_RATE = pytest.mark.parametrize("name", RATES)
 
 

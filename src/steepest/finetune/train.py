@@ -38,10 +38,10 @@ class History:
 
 def chosen_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     """The optimiser of the settings, on LoRA's products W = B A (fixed-rank) or on its factors (euclidean)."""
-    from steepest import FixedRank, param_groups
+    from steepest import param_groups
 
-    lora = FixedRank() if settings.geometry == "fixed-rank" else None
-    groups = param_groups(model, lora=lora, other=("head.*",))
+    plain = {} if settings.geometry == "fixed-rank" else {"lora": None}
+    groups = param_groups(model, other=("head.*",), **plain)
     return known_optimizers()[settings.optimizer](groups, lr=settings.lr)
 
 

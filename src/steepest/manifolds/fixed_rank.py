@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from steepest.checks import check_range
 from steepest.linalg import double, triangular_inverse
 from steepest.manifolds.base import Manifold
 
@@ -38,6 +39,13 @@ class FixedRank(Manifold):
     one's gradient, zero there, moves nothing. Within a factor, a direction that is dependent on the ones before it, up
     to the precision of its entries, is left out until it has grown: it would be divided by rounding errors.
 
+    While W is small its row space is as good as unknown, and the metric lets A turn by any angle in one step: from
+    B = 0 the first few batches would choose it. `turn` bounds that, by quantities that are invariant as well.
+
+    Args:
+        turn: largest change of W through A in one step, |B dA| / |B A| in the Frobenius norm: about the angle, in
+            radians, by which the row space turns. None: not bounded. `param_groups` takes 0.03 for LoRA.
+
     Mishra, Apuroop and Sepulchre 2012 (1211.1550); Tong, Ma and Chi 2021 (2005.08898); Zhang and Pilanci 2024
     (2402.02347). That the r x r algebra is in float64 with so little damping keeps the invariance; see the tests.
 
@@ -46,7 +54,13 @@ class FixedRank(Manifold):
     2
     """
 
+    turn: float | None = None
+
     arity: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        if self.turn is not None:
+            check_range("turn", self.turn, open_low=True)
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -72,8 +86,15 @@ class FixedRank(Manifold):
         return h[0] @ (f.la_inv @ to.la).to(h[0].dtype), (to.lb.mT @ f.lb_inv.mT).to(h[1].dtype) @ h[1]
 
     def _move(self, f: FixedRankFrame, h: Pair) -> Pair:
-        vb, va = self._push(f, h)
+        vb, va = self._push(f, (h[0], self._bounded(f, h[1])))
         return f.b + vb, f.a + va
+
+    def _bounded(self, f: FixedRankFrame, ha: Tensor) -> Tensor:
+        if self.turn is None:
+            return ha
+        whole = torch.linalg.matrix_norm(f.lb.mT @ f.la, keepdim=True)  # |B A|, in r x r; |B dA| is |hA|
+        part = torch.linalg.matrix_norm(ha, keepdim=True).clamp_min(torch.finfo(ha.dtype).tiny)
+        return ha * (self.turn * whole / part).clamp_max(1).to(ha.dtype)
 
     def _decay(self, f: FixedRankFrame, h: Pair, rate: float) -> Pair:
         b, a = self._coords(f, (f.b, f.a))
@@ -107,8 +128,13 @@ class FixedRank(Manifold):
 
     @classmethod
     def examples(cls) -> list[tuple[Manifold, Any]]:
-        """Low rank, rank one, full rank."""
-        return [(cls(), ((6, 2), (2, 5))), (cls(), ((4, 1), (1, 3))), (cls(), ((3, 3), (3, 4)))]
+        """Low rank, rank one, full rank; the turn bounded."""
+        return [
+            (cls(turn=0.1), ((6, 2), (2, 5))),
+            (cls(), ((6, 2), (2, 5))),
+            (cls(), ((4, 1), (1, 3))),
+            (cls(), ((3, 3), (3, 4))),
+        ]
 
 
 def _gram_factor(b: Tensor) -> tuple[Tensor, Tensor]:

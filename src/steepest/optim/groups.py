@@ -30,7 +30,7 @@ TRANSPOSED = {3: "i o w -> o (i w)", 4: "i o h w -> o (i h w)", 5: "i o d h w ->
 def param_groups(
     model: nn.Module,
     *,
-    lora: Manifold | None = FixedRank(),  # noqa: B008  (a frozen value)
+    lora: Manifold | None = FixedRank(turn=0.03),  # noqa: B008  (a frozen value)
     other: Iterable[str] = (),
 ) -> list[dict[str, Any]]:
     """Parameter groups of everything in `model` that requires a gradient, for any optimiser of this library.
