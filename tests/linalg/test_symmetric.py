@@ -181,9 +181,8 @@ def test_angle_over_sine(w):
     angle = torch.linalg.eigvalsh(a).clamp(-1, 1).acos()
     expected = torch.where(angle < 1e-4, 1 + angle**2 / 6, angle / angle.sin()).sort().values
     got = torch.linalg.eigvalsh(sym_angle_over_sine(a)).sort().values
-    assert (
-        got - expected
-    ).abs().max() < 1e-10  # arccos near one loses half the digits, and the oracle squares them back
+    # arccos near one loses half of the oracle's digits, and the square in the series brings them back
+    assert (got - expected).abs().max() < 1e-10
     if max(w) < 1:
         b = a.clone().requires_grad_()
         assert torch.autograd.gradcheck(lambda t: sym_angle_over_sine((t + t.mT) / 2), (b,))

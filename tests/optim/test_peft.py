@@ -212,7 +212,7 @@ def test_experts_are_one_pair_each():
 
 # Training. ------------------------------------------------------------------------------------------------------------
 
-RATES = {"sgd": 1.0, "adam": 0.01, "adamw": 0.01, "amsgrad": 0.01, "adagrad": 0.03, "muon": 0.03, "shampoo": 0.1}
+RATES = {"sgd": 0.3, "adam": 0.01, "adamw": 0.01, "amsgrad": 0.01, "adagrad": 0.03, "muon": 0.03, "shampoo": 0.1}
 EACH_RATE = pytest.mark.parametrize("name", RATES)
 
 
