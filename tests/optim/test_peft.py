@@ -239,7 +239,7 @@ def test_the_loss_falls_over_thirty_steps(name, case):
     model = adapted(case)
     groups = param_groups(model)
     losses = train(model, OPTIMIZERS[name](groups, lr=RATES[name]), 30)
-    assert losses[-1] < (0.5 if case == "everything" else 1.0) * losses[0]
+    assert losses[-1] < (0.6 if case == "everything" else 1.0) * losses[0]
     assert all(p.isfinite().all() for p in model.parameters())
 
 
