@@ -11,7 +11,7 @@ help:
 	@echo "make demo    fine-tune a sentence encoder on Python's own documentation and write runs/demo/report.html"
 	@echo "make test    run the tests (minutes); make slow runs the long ones"
 	@echo "make check   linter, formatter, type checker"
-	@echo "make bench   measure invariance, fine-tuning and long runs anew (an hour)"
+	@echo "make bench   measure invariance and fine-tuning anew (half an hour)"
 	@echo "make clean   remove the virtual environment and what the demo wrote"
 
 demo: $(VENV)/demo
@@ -20,11 +20,11 @@ demo: $(VENV)/demo
 
 test: $(VENV)/dev
 	@echo "== running the tests"
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 slow: $(VENV)/dev
 	@echo "== running the long tests"
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n auto -m slow
 
 check: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -38,7 +38,6 @@ format: $(VENV)/dev
 bench: $(VENV)/demo
 	$(BIN)/python benchmarks/completion.py
 	$(BIN)/python benchmarks/finetune.py
-	$(BIN)/python benchmarks/long_runs.py
 
 clean:
 	rm -rf $(VENV) runs
