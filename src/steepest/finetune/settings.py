@@ -15,13 +15,13 @@ GEOMETRIES = ("fixed-rank", "euclidean")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 DEFAULT_LR: dict[tuple[str, str], float] = {
-    ("adam", "fixed-rank"): 1e-4,
+    ("adam", "fixed-rank"): 3e-4,
     ("adam", "euclidean"): 1e-3,
-    ("adamw", "fixed-rank"): 1e-4,
+    ("adamw", "fixed-rank"): 3e-4,
     ("adamw", "euclidean"): 1e-3,
     ("muon", "fixed-rank"): 1e-3,
 }
-"""Learning rates by optimiser and geometry."""
+"""Learning rates by optimiser and geometry; benchmarks/finetune.py measures them."""
 FALLBACK_LR = 1e-3
 """For the pairs that are not in the table."""
 
