@@ -40,9 +40,9 @@ class Momentum(Transform):
         m = state["buffer"]
         if self.ema:
             m.lerp_(h, 1 - self.beta)
-            return h.lerp(m, self.beta) if self.nesterov else m.clone()
+            return h.lerp(m, self.beta) if self.nesterov else m
         m.mul_(self.beta).add_(h)
-        return h.add(m, alpha=self.beta) if self.nesterov else m.clone()
+        return h.add(m, alpha=self.beta) if self.nesterov else m
 
     @classmethod
     def examples(cls) -> list[Transform]:
