@@ -12,6 +12,7 @@ RUNS = {
     "spd": (SPD(), ((6, 6),)),
     "spd second order": (SPD("second_order"), ((6, 6),)),
     "fixed rank": (FixedRank(), ((12, 3), (3, 10))),
+    "fixed rank bounded": (FixedRank(turn=0.03), ((12, 3), (3, 10))),
 }
 OPTIMIZERS = {
     "momentum": lambda groups: SGD(groups, lr=0.01, momentum=0.9),
