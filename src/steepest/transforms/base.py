@@ -59,8 +59,8 @@ class Transform(Spec, abc.ABC):
 
     @abc.abstractmethod
     def update(self, h: Any, state: State, ctx: Context) -> Any:
-        """The transformed coordinates. `h` is left alone, as it may be the gradient or another transform's state; `state`
-        is changed."""
+        """The transformed coordinates. `h` is left alone, as it may be the gradient or another transform's state;
+        `state` is changed."""
 
     @classmethod
     @abc.abstractmethod
