@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -34,8 +35,6 @@ def _plain_axes(side: str, like: Tensor) -> dict[str, int]:
 
 def pattern_error(shape: tuple[int, ...], pattern: str, sizes: dict[str, int]) -> str:
     """What is wrong with a pattern for a parameter of this shape; empty when nothing is."""
-    import torch
-
     p = torch.empty(shape, device="meta")
     try:
         x = to_matrix(p, pattern, sizes)

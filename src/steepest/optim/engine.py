@@ -97,10 +97,10 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
             alike.setdefault(repr(constraint), (constraint, []))[1].extend(index)
         for constraint, index in alike.values():
             said = constraint.options()
-            yield {**_part(group, index), **said, "role": group.get("role", said["role"])}
+            yield {**part_of(group, index), **said, "role": group.get("role", said["role"])}
         taken = {i for index, _ in points for i in index}
         if rest := [i for i in range(len(group["params"])) if i not in taken]:
-            yield from self._sort_plain({**PLAIN, **_part(group, rest)})
+            yield from self._sort_plain({**PLAIN, **part_of(group, rest)})
 
     def _sort_plain(self, group: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """A group of plain parameters, or its parts."""
@@ -108,7 +108,7 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
 
     def _check(self, group: dict[str, Any]) -> None:
         """Refuse a group that cannot be stepped, before anything is kept of it; write down its values as plain ones."""
-        for name, p in zip(_names(group), group["params"], strict=True):
+        for name, p in zip(names_of(group), group["params"], strict=True):
             if not p.is_floating_point():
                 raise ValueError(f"{name}: has dtype {p.dtype}, expected a real floating point dtype")
         if group["geometry"] is not None:
@@ -125,7 +125,7 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
 
     def _points(self, group: dict[str, Any]) -> list[Point]:
         """The points of a group, from the tensors that it holds now."""
-        params, names = group["params"], _names(group)
+        params, names = group["params"], names_of(group)
         manifold = Manifold.from_spec(group["geometry"]) if group["geometry"] is not None else None
         arity = manifold.arity if manifold else 1
         if len(params) % arity:
@@ -342,11 +342,12 @@ def _normalise(group: dict[str, Any]) -> dict[str, Any]:
     return group | {"params": params}
 
 
-def _names(group: dict[str, Any]) -> list[str]:
+def names_of(group: dict[str, Any]) -> list[str]:
+    """The names of a group's parameters, or what to call them."""
     return group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
 
 
-def _part(group: dict[str, Any], index: list[int]) -> dict[str, Any]:
+def part_of(group: dict[str, Any], index: list[int]) -> dict[str, Any]:
     """The group restricted to some of its parameters."""
     lists: dict[str, Any] = {k: [group[k][i] for i in index] for k in ("params", "param_names") if k in group}
     return {**group, **lists}

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from steepest.manifolds.base import Manifold
 from steepest.manifolds.fixed_rank import FixedRank
 from steepest.optim.constrain import Constraint, constraints, contradiction, members
+from steepest.optim.layers import axes, is_matrix
+from steepest.optim.lora import lora_pairs
 
 
 class Entry(NamedTuple):
@@ -21,10 +23,6 @@ class Entry(NamedTuple):
     role: str
     constraint: Constraint | None
     decays: bool = True
-
-
-CONVOLUTION = {3: "o i w -> o (i w)", 4: "o i h w -> o (i h w)", 5: "o i d h w -> o (i d h w)"}
-TRANSPOSED = {3: "i o w -> o (i w)", 4: "i o h w -> o (i h w)", 5: "i o d h w -> o (i d h w)"}
 
 
 def param_groups(
@@ -98,7 +96,7 @@ def _entries(model: nn.Module, lora: Manifold | None, other: tuple[str, ...]) ->
             point = tuple(clean(f"{prefix}.{n}") for n in names)
             yield Entry(point, tensors, constraint.options()["role"], constraint)
     for prefix, module in model.named_modules():
-        for names, constraint in _lora_pairs(module, lora):
+        for names, constraint in lora_pairs(module, lora):
             pair, tensors = tuple(clean(f"{prefix}.{n}") for n in names), members(module, names)
             if not any(map(listed, pair)) and fresh(tensors):
                 yield Entry(pair, tensors, "point", constraint)
@@ -106,13 +104,11 @@ def _entries(model: nn.Module, lora: Manifold | None, other: tuple[str, ...]) ->
         for name, p in module.named_parameters(prefix, recurse=False):
             if not fresh((p,)):
                 continue
-            full = clean(name)
-            pattern = _matrix_pattern(module, name.rpartition(".")[2], p)
-            if pattern is None or id(p) in heads or listed(full):
+            full, own = clean(name), name.rpartition(".")[2]
+            if id(p) in heads or listed(full) or not is_matrix(module, own, p):
                 yield Entry((full,), (p,), "other", None, decays=sum(n > 1 for n in p.shape) > 1)
             else:
-                plain = None if pattern == "" else _axes(pattern)
-                yield Entry((full,), (p,), "matrix", plain)
+                yield Entry((full,), (p,), "matrix", axes(module, own, p))
 
 
 def _declared(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[str, ...], Constraint]]:
@@ -136,26 +132,6 @@ def _declared(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[str, ...
             yield prefix, module, names, constraint
 
 
-def _axes(pattern: str) -> Constraint:
-    from steepest.manifolds.euclidean import Euclidean
-
-    sizes = {"s": 3} if pattern.startswith("(s") else {}
-    return Constraint(Euclidean(), (pattern,), sizes)
-
-
-def _matrix_pattern(module: nn.Module, name: str, p: Tensor) -> str | None:
-    """Pattern of a weight that acts as a matrix, "" where it is one as it stands, None where it is something else."""
-    if isinstance(module, nn.modules.conv._ConvTransposeNd) and name == "weight":
-        return TRANSPOSED[p.ndim]
-    if isinstance(module, nn.modules.conv._ConvNd) and name == "weight":
-        return CONVOLUTION[p.ndim]
-    if isinstance(module, nn.MultiheadAttention) and name.endswith("proj_weight"):
-        return "(s o) i -> s o i" if name == "in_proj_weight" else ""
-    if type(module).__name__ == "Conv1D" and name == "weight" and p.ndim == 2:  # GPT-2's layer, of transformers
-        return "i o -> o i"
-    return "" if isinstance(module, nn.Linear) and name == "weight" and p.ndim == 2 else None
-
-
 def _heads(model: nn.Module) -> set[int]:
     """Ids of weights that write to a vocabulary."""
     tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
@@ -163,34 +139,6 @@ def _heads(model: nn.Module) -> set[int]:
     largest = max((tuple(t.shape) for t in tables), default=None)  # the vocabulary, rather than positions
     heads = {id(t) for t in (*tables, getattr(output, "weight", None))}
     return heads | {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear) and m.weight.shape == largest}
-
-
-def _lora_pairs(module: nn.Module, lora: Manifold | None) -> Iterator[tuple[tuple[str, str], Constraint]]:
-    """Names and geometry of the factor pairs of a PEFT LoRA layer, one pair for each of its adapters."""
-    if lora is None:
-        return
-    for names in _lora_names(module):
-        pair = Constraint(lora, *_lora_patterns(module, names))
-        if not lora.shape_error(pair.point(members(module, names))):  # r may exceed a side of W
-            yield names, pair
-
-
-def _lora_names(module: nn.Module) -> Iterator[tuple[str, str]]:
-    """Names of B and of A, for each adapter."""
-    layers = [getattr(module, name, None) for name in ("lora_B", "lora_A")]
-    if all(isinstance(t, nn.ModuleDict) for t in layers):
-        yield from ((f"lora_B.{adapter}.weight", f"lora_A.{adapter}.weight") for adapter in layers[0] or ())
-    tables = [getattr(module, name, None) for name in ("lora_embedding_B", "lora_embedding_A")]
-    if all(isinstance(t, nn.ParameterDict) for t in tables):
-        yield from ((f"lora_embedding_B.{adapter}", f"lora_embedding_A.{adapter}") for adapter in tables[0] or ())
-
-
-def _lora_patterns(module: nn.Module, names: tuple[str, str]) -> tuple[tuple[str | None, str | None], dict[str, int]]:
-    """Patterns of B and of A, and their sizes."""
-    if (experts := getattr(module, "num_experts", 1)) > 1:  # PEFT's `target_parameters` keep all experts in one layer
-        return ("o (r e) -> e o r", "(e r) i -> e r i"), {"e": experts}
-    ndim = module.get_parameter(names[0]).ndim
-    return ((None, None) if ndim == 2 else (CONVOLUTION[ndim], CONVOLUTION[ndim])), {}
 
 
 WRAPPERS = {"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"}

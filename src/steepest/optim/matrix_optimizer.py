@@ -6,7 +6,7 @@ import abc
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from steepest.optim.engine import Optimizer, _names, _part
+from steepest.optim.engine import Optimizer, names_of, part_of
 from steepest.transforms import AdamScale, Chain, WeightDecay, chain
 
 
@@ -33,8 +33,7 @@ class MatrixOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As `Optimizer`; the role "other" takes `adamw_lr` and `adamw_weight_decay` unless its group has its own."""
         if isinstance(param_group, dict) and param_group.get("role") == "other":
-            own = {"lr": self.defaults["adamw_lr"], "weight_decay": self.defaults["adamw_weight_decay"]}
-            param_group = {**own, **param_group}
+            param_group = {**self._adamw_options(), **param_group}
         super().add_param_group(param_group)
 
     def _sort(self, group: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -47,14 +46,16 @@ class MatrixOptimizer(Optimizer):
                 yield from self._sort_by_shape(part)
 
     def _sort_by_shape(self, group: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        for name, p in zip(_names(group), group["params"], strict=True):
+        for name, p in zip(names_of(group), group["params"], strict=True):
             if p.ndim > 2:
                 raise ValueError(
                     f"{name}: shape {tuple(p.shape)} does not say which axes form the matrix. Use "
                     "`param_groups(model)`, which knows convolutions; or give it a group of its own with "
                     "matrix='o i h w -> o (i h w)' and the like, or with role='other' for AdamW."
                 )
-        own = {"lr": self.defaults["adamw_lr"], "weight_decay": self.defaults["adamw_weight_decay"]}
-        for role, options in (("matrix", {}), ("other", own)):
+        for role, options in (("matrix", {}), ("other", self._adamw_options())):
             if index := [i for i, p in enumerate(group["params"]) if (p.ndim == 2) == (role == "matrix")]:
-                yield {**_part(group, index), **options, "role": role}
+                yield {**part_of(group, index), **options, "role": role}
+
+    def _adamw_options(self) -> dict[str, Any]:
+        return {"lr": self.defaults["adamw_lr"], "weight_decay": self.defaults["adamw_weight_decay"]}
