@@ -37,6 +37,7 @@ format: $(VENV)/dev
 
 bench: $(VENV)/demo
 	$(BIN)/python benchmarks/completion.py
+	$(BIN)/python benchmarks/stiefel_spectral.py
 	$(BIN)/python benchmarks/finetune.py
 
 clean:
