@@ -1,6 +1,7 @@
-"""What the exact oracle on Stiefel's tangent space gains over the two blocks apart: `python benchmarks/stiefel_spectral.py`.
+"""What the exact oracle on Stiefel's tangent space gains over its two blocks apart.
 
-Descent <G, step> per unit of the step's own spectral norm, for Gaussian gradients at random points; mean, least and most.
+`python benchmarks/stiefel_spectral.py` prints descent <G, step> per unit of the step's own spectral norm, one oracle over
+the other, for Gaussian gradients at random points: mean, least and most.
 """
 
 from __future__ import annotations
