@@ -1,6 +1,6 @@
 """What the exact oracle on Stiefel's tangent space gains over its two blocks apart.
 
-`python benchmarks/stiefel_spectral.py` prints the descent <G, step> per unit of the step's spectral norm, one over the
+`python benchmarks/stiefel_spectral.py` prints the descent <G, step> per unit of the step's spectral norm, one over
 the other, for Gaussian gradients at random points: mean, least and most.
 """
 
