@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
-from torch.func import grad, jacfwd, jacrev, vmap
+from torch.func import grad, hessian, jacfwd, jacrev, vmap
 from torch.optim._muon import _zeropower_via_newtonschulz
 
 from steepest.linalg import SCHEDULES, orthogonalize, polar
@@ -38,9 +38,15 @@ def with_singular_values(s, m, n, seed=0):
     return (u * s) @ v.mT
 
 
+def complex_with_singular_values(s, m, n):
+    s = torch.as_tensor(s, dtype=torch.float64)
+    u, v = (torch.linalg.qr(torch.complex(randn(k, len(s)), randn(k, len(s), seed=1))).Q for k in (m, n))
+    return (u * s) @ v.mH
+
+
 def oracle(a, rank=None):
-    """U V^T of the leading singular vectors, by float64 SVD."""
-    u, _, vt = torch.linalg.svd(a.double(), full_matrices=False)
+    """U V^H of the leading singular vectors, by float64 SVD."""
+    u, _, vt = torch.linalg.svd(a.to(torch.complex128 if a.is_complex() else torch.float64), full_matrices=False)
     return u[..., :rank] @ vt[..., :rank, :]
 
 
@@ -120,19 +126,65 @@ def test_polar_is_a_partial_isometry(m, n, rank, seed):
     torch.testing.assert_close(u @ h, a, atol=eps, rtol=eps)
 
 
-@pytest.mark.parametrize("a", [
-    randn(5, 3), randn(3, 5), randn(4, 4), randn(2, 5, 4),
-    with_singular_values([1.0, 1.0, 1.0], 5, 3), torch.eye(3).double(), with_singular_values([2.0, 2.0, 1.0], 3, 3),
-], ids=["tall", "wide", "square", "batch", "orthonormal", "identity", "repeated"])  # fmt: skip
-def test_derivative_of_polar(a):
-    assert gradcheck(polar, a.clone().requires_grad_(), check_forward_ad=True)
+@pytest.mark.parametrize("shape", [*SHAPES[:8], (150, 140)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.complex64, 2e-5), (torch.complex128, 1e-11)])
+def test_complex_polar_is_that_of_the_svd(shape, dtype, tolerance):
+    a = complex_with_singular_values(torch.linspace(1, 100, min(shape[-2:])), *shape[-2:]).expand(shape).to(dtype)
+    got = polar(a)
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.to(torch.complex128), oracle(a), atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e30, 1e-30])
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_complex_partial_isometry_at_every_scale(scale, dtype):
+    a = complex_with_singular_values([1.0, 0.5, 0.1], 12, 5)
+    got = polar((a * scale).to(dtype)).to(torch.complex128)
+    tolerance = 100 * torch.finfo(dtype).eps  # condition 10 times LAPACK's constant
+    torch.testing.assert_close(got, oracle(a, rank=3), atol=tolerance, rtol=0)
+
+
+DIFFERENTIABLE = {
+    "tall": randn(5, 3),
+    "wide": randn(2, 4),
+    "square": randn(3, 3),
+    "batch": randn(2, 3, 2),
+    "orthonormal": with_singular_values([1.0, 1.0, 1.0], 5, 3),
+    "identity": torch.eye(3).double(),
+    "repeated": with_singular_values([2.0, 2.0, 1.0], 3, 3),
+    "complex": torch.complex(randn(4, 2), randn(4, 2, seed=1)),
+    "complex square": torch.complex(randn(3, 3), randn(3, 3, seed=1)),
+    "complex wide": torch.complex(randn(2, 3), randn(2, 3, seed=1)),
+    "complex orthonormal": complex_with_singular_values([1.0, 1.0], 3, 2),
+}
+
+
+@pytest.mark.parametrize("a", DIFFERENTIABLE.values(), ids=DIFFERENTIABLE.keys())
+def test_derivatives_of_polar(a):
+    a = a.clone().requires_grad_()
+    assert gradcheck(polar, a, check_forward_ad=True)
+    assert gradgradcheck(polar, a, check_fwd_over_rev=True)
+
+
+@pytest.mark.parametrize("name", ["wide", "orthonormal", "complex square"])
+def test_third_derivative_of_polar(name):
+    a = DIFFERENTIABLE[name].clone().requires_grad_()
+    gradient = lambda a: torch.autograd.grad(polar(a).real.pow(3).sum(), a, create_graph=True)[0]  # noqa: E731
+    assert gradgradcheck(gradient, a, fast_mode=True)
+
+
+def test_second_derivative_in_few_digits():
+    # Through the Gram matrix, whose eigenvalues and eigenvectors stay in use.
+    a, e = randn(9, 4), randn(9, 4, seed=1)
+    second = lambda a, e: torch.autograd.functional.hvp(lambda a: polar(a).pow(3).sum(), a, e)[1]  # noqa: E731
+    torch.testing.assert_close(second(a.float(), e.float()).double(), second(a, e), atol=2e-5, rtol=1e-4)  # eps * 1e2
 
 
 @pytest.mark.parametrize("branch", [_by_gram, _by_svd])
-def test_both_branches_agree_on_what_the_derivative_needs(branch):
-    a = randn(9, 4)
+@pytest.mark.parametrize("a", [randn(9, 4), torch.complex(randn(9, 4), randn(9, 4, seed=1))], ids=["real", "complex"])
+def test_both_branches_agree_on_what_the_derivative_needs(branch, a):
     u, s, v = branch(a)
-    torch.testing.assert_close(u @ (v * s.unsqueeze(-2)) @ v.mT, a)
+    torch.testing.assert_close(u @ (v * s.unsqueeze(-2)) @ v.mH, a)
     torch.testing.assert_close(s.sort().values, torch.linalg.svdvals(a).sort().values)
 
 
@@ -151,12 +203,16 @@ def test_functional_transforms_of_polar():
     torch.testing.assert_close(vmap(jacfwd(polar))(a), vmap(jacrev(polar))(a))
 
 
-def test_second_derivative_of_polar_raises():
-    a = randn(4, 3).requires_grad_()
-    with pytest.raises(NotImplementedError, match="second derivatives"):
-        gradgradcheck(polar, a)
-    with pytest.raises(NotImplementedError, match="second derivatives"):
-        jacfwd(grad(lambda x: polar(x).sum()))(a)
+def test_every_order_of_forward_and_backward_agrees():
+    a, weight = randn(3, 2), randn(3, 2, seed=1)
+    loss = lambda x: (polar(x) * weight).sum().exp()  # noqa: E731
+    expected = torch.autograd.functional.hessian(loss, a)
+    for second in (hessian, lambda f: jacfwd(jacfwd(f)), lambda f: jacrev(jacfwd(f)), lambda f: jacrev(jacrev(f))):
+        torch.testing.assert_close(second(loss)(a), expected)
+        torch.testing.assert_close(vmap(second(loss))(torch.stack([a, weight]))[0], expected)
+    third = jacrev(jacrev(jacrev(loss)))(a)
+    torch.testing.assert_close(jacfwd(jacfwd(jacfwd(loss)))(a), third)
+    torch.testing.assert_close(jacfwd(hessian(loss))(a), third)
 
 
 # By polynomials. ------------------------------------------------------------------------------------------------------
@@ -270,6 +326,25 @@ def test_null_directions_are_not_filled(shape, rank, options):
     assert s[:rank].min() > 0.6
 
 
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(20, 6), (6, 20), (2, 7, 7), (300, 100)])
+def test_complex_orthogonalize(dtype, shape):
+    a = complex_with_singular_values(torch.linspace(1, 20, min(shape[-2:])), *shape[-2:]).expand(shape)
+    for x in (a, a.to(torch.complex64)):
+        got = orthogonalize(x, steps=8, dtype=dtype)
+        assert got.dtype == x.dtype
+        torch.testing.assert_close(got.to(a.dtype), oracle(a), atol=2e-3, rtol=0)  # that of eight steps
+    real = torch.complex(a.real, torch.zeros_like(a.real))
+    torch.testing.assert_close(orthogonalize(real).real, orthogonalize(a.real.clone()), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1e300, 1e-300])
+def test_extreme_scales_in_float64(scale):
+    a = randn(20, 6)
+    torch.testing.assert_close(orthogonalize(a * scale), orthogonalize(a))
+    torch.testing.assert_close(orthogonalize(a * scale * 1j), orthogonalize(a) * 1j)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_in_and_out(dtype):
     a = randn(40, 12).to(dtype)
@@ -316,7 +391,15 @@ def test_errors_name_the_argument():
 @pytest.mark.parametrize("f", [polar, orthogonalize, lambda x: orthogonalize(x, dtype=torch.bfloat16)])
 def test_compiles_in_one_graph(f):
     a = randn(2, 20, 6, dtype=torch.float32)
-    torch.testing.assert_close(torch.compile(f, fullgraph=True, backend="aot_eager")(a), f(a), atol=1e-4, rtol=0)
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(a), f(a), atol=1e-4, rtol=0)
+
+
+def test_the_derivative_compiles_in_one_graph():
+    a = randn(2, 20, 6, dtype=torch.float32).requires_grad_()
+    compiled = torch.compile(polar, fullgraph=True, backend="aot_eager")
+    slopes = [torch.autograd.grad(g(a).pow(3).sum(), a)[0] for g in (compiled, polar)]
+    torch.testing.assert_close(*slopes, atol=1e-4, rtol=0)
 
 
 @pytest.mark.slow

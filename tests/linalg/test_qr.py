@@ -23,8 +23,13 @@ def tangent_step(*shape, dtype=torch.float64):
     return (x + xi / torch.linalg.matrix_norm(xi, 2)[..., None, None]).to(dtype)
 
 
+def complex_step(*shape):
+    """The complex matrix with a real and an imaginary tangent step, well conditioned."""
+    return torch.complex(tangent_step(*shape), 0.5 * randn(*shape, seed=2) / shape[-2] ** 0.5)
+
+
 def orthonormality(q):
-    return (q.mT @ q - torch.eye(q.shape[-1], dtype=q.dtype)).abs().max().item()
+    return (q.mH @ q - torch.eye(q.shape[-1], dtype=q.dtype)).abs().max().item()
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, (3, 5), (2, 3, 7)])
@@ -35,6 +40,32 @@ def test_qr(shape):
     assert orthonormality(q) < 1e-14  # a few eps
     assert torch.equal(r, r.triu())
     assert (r.diagonal(dim1=-2, dim2=-1) >= 0).all()
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (3, 5), (2, 3, 7)])
+def test_complex_qr(shape):
+    y = torch.complex(randn(*shape), randn(*shape, seed=1))
+    q, r = qr(y)
+    torch.testing.assert_close(q @ r, y)
+    assert orthonormality(q) < 1e-14  # a few eps
+    assert torch.equal(r, r.triu())
+    diagonal = r.diagonal(dim1=-2, dim2=-1)
+    assert not diagonal.imag.any()
+    assert (diagonal.real > 0).all()
+    # Unique: any unitary change of basis on the left passes through.
+    phases = torch.exp(1j * randn(shape[-2], seed=3)).diag()
+    torch.testing.assert_close(qr(phases @ y)[0], phases @ q)
+    torch.testing.assert_close(qr(phases @ y)[1], r)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.complex128, 1e-14), (torch.complex64, 5e-6)])
+def test_complex_cholesky_qr_is_qr(shape, dtype, tolerance):
+    y = complex_step(*shape).to(dtype)
+    q = cholesky_qr(y)
+    assert q.dtype == dtype
+    assert orthonormality(q) < 2 * tolerance  # a few eps times the square of the condition, below 3
+    torch.testing.assert_close(q, qr(y)[0], atol=40 * tolerance, rtol=0)
 
 
 def test_qr_of_zero_keeps_the_basis_and_the_sign_is_never_zero():
@@ -64,6 +95,29 @@ def test_derivatives(shape):
     torch.testing.assert_close(torch.autograd.grad((cholesky_qr(y) * weight).sum(), y)[0], expected)
 
 
+@pytest.mark.parametrize("y", [
+    tangent_step(4, 2), tangent_step(3, 3), torch.linalg.qr(randn(4, 2)).Q, torch.eye(4, 2).double(),
+    complex_step(4, 2), complex_step(3, 3), torch.linalg.qr(complex_step(4, 2)).Q, torch.eye(3, 2) + 0j,
+], ids=lambda y: f"{'complex' if y.is_complex() else 'real'} {tuple(y.shape)}")  # fmt: skip
+@pytest.mark.parametrize("f", [cholesky_qr, qr])
+def test_both_derivatives(f, y):
+    y = y.clone().to(torch.complex128 if y.is_complex() else torch.float64).requires_grad_()
+    assert gradcheck(f, y, check_forward_ad=True)
+    assert gradgradcheck(f, y, check_fwd_over_rev=True, fast_mode=True)
+
+
+def test_second_derivatives_through_the_inverse():
+    y = tangent_step(72, 18).requires_grad_()  # so tall that it takes the inverse
+    assert gradgradcheck(cholesky_qr, y, fast_mode=True)
+    y = complex_step(72, 18).requires_grad_()
+    assert gradcheck(cholesky_qr, y, fast_mode=True, check_forward_ad=True)
+
+
+def test_derivative_of_wide_qr():
+    for y in (randn(2, 4), torch.complex(randn(2, 4), randn(2, 4, seed=1))):
+        assert gradcheck(qr, y.requires_grad_(), check_forward_ad=True)
+
+
 def test_functional_transforms():
     y = tangent_step(3, 40, 18)  # 18 columns: alone it takes the inverse, in a batch the triangular solve
     torch.testing.assert_close(vmap(cholesky_qr)(y), cholesky_qr(y))
@@ -91,6 +145,10 @@ def test_triangular_inverse():
     above = torch.full((5, 5), 9.0).triu(1)
     torch.testing.assert_close(triangular_inverse(lower.double() + above), expected)  # not read
     assert gradcheck(triangular_inverse, (lower[0, 0].double().clone().requires_grad_(),))
+    lower = (torch.complex(randn(2, 4, 4), randn(2, 4, 4, seed=1)) + 4 * torch.eye(4)).tril()
+    torch.testing.assert_close(triangular_inverse(lower), torch.linalg.inv(lower))
+    assert gradcheck(triangular_inverse, lower.requires_grad_(), check_forward_ad=True)
+    assert gradgradcheck(triangular_inverse, lower, fast_mode=True)
     with pytest.raises(ValueError, match="lower: expected a square"):
         triangular_inverse(torch.zeros(2, 3))
     with pytest.raises(ValueError, match="y: expected a matrix"):

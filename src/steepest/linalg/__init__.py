@@ -1,25 +1,33 @@
 """Batched dense linear algebra on `(*b, m, n)`: each function differentiable, each tested against an exact oracle."""
 
+from steepest.linalg.cg import conjugate_gradient, least_squares
 from steepest.linalg.expm import low_rank_expm1
+from steepest.linalg.kernel import sym_kernel
 from steepest.linalg.lyapunov import lyapunov
 from steepest.linalg.polar import SCHEDULES, orthogonalize, polar
 from steepest.linalg.precision import double, widen
 from steepest.linalg.qr import cholesky_qr, qr, triangular_inverse
+from steepest.linalg.rotation import unitary_angles, unitary_log
 from steepest.linalg.symmetric import (
     skew,
     sym,
     sym_angle_over_sine,
     sym_exp,
+    sym_exp_derivative,
     sym_inv_sqrt,
     sym_log,
+    sym_log_derivative,
     sym_power,
+    sym_power_derivative,
     sym_sqrt,
 )
 
 __all__ = [
     "SCHEDULES",
     "cholesky_qr",
+    "conjugate_gradient",
     "double",
+    "least_squares",
     "low_rank_expm1",
     "lyapunov",
     "orthogonalize",
@@ -29,10 +37,16 @@ __all__ = [
     "sym",
     "sym_angle_over_sine",
     "sym_exp",
+    "sym_exp_derivative",
     "sym_inv_sqrt",
+    "sym_kernel",
     "sym_log",
+    "sym_log_derivative",
     "sym_power",
+    "sym_power_derivative",
     "sym_sqrt",
     "triangular_inverse",
+    "unitary_angles",
+    "unitary_log",
     "widen",
 ]

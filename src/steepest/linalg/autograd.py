@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +13,7 @@ from torch.autograd import Function
 
 
 class Rule(Function):
-    """A Function with `forward`, `backward` and `tangent`, the forward-mode rule (what torch calls `jvp`).
+    """A Function of one output with `forward`, `backward` and `tangent`, the forward-mode rule (torch's `jvp`).
 
     torch.compile with fullgraph refuses a Function that has a `jvp` ("Unsupported custom jvp"), so there are two
     classes: the one that is written, and a subclass of it with `jvp`, used whenever nothing is being compiled. Apply
@@ -23,7 +26,7 @@ class Rule(Function):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "tangent" in vars(cls):
-            cls.eager = type(cls.__name__, (cls,), {"jvp": staticmethod(cls.tangent)})
+            cls.eager = type(cls.__name__, (cls,), {"jvp": staticmethod(_nested(cls.tangent))})
 
     @classmethod
     def call(cls, *args: Any) -> Any:
@@ -42,3 +45,57 @@ class Rule(Function):
         ctx.rest = [x for x in inputs if not isinstance(x, Tensor)]
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
+
+
+def _nested(tangent: Callable[..., Any]) -> Callable[..., Any]:
+    """The rule as torch's `jvp`, right for `torch.func.jvp` inside `torch.func.jvp` too.
+
+    While a `jvp` runs, torch turns forward mode off for the outer transform as well, whose result would be wrong
+    without a word. What goes through a Function escapes that, so under `torch.func` the rule becomes one.
+    """
+
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        if not torch._C._are_functorch_transforms_active():
+            return tangent(ctx, *tangents)
+        saved, along = ctx.saved_tensors, {i: t for i, t in enumerate(tangents) if t is not None}
+        rest = getattr(ctx, "rest", [])
+
+        def formula(*args: Tensor) -> Tensor:
+            given = dict(zip(along, args[len(saved) :], strict=True))
+            context = SimpleNamespace(saved_tensors=args[: len(saved)], rest=rest)
+            return tangent(context, *(given.get(i) for i in range(len(tangents))))
+
+        return _Formula.apply(formula, *saved, *along.values())
+
+    return jvp
+
+
+class _Formula(Function):
+    """A formula made of torch operations, differentiated by torch; its forward derivative is one as well."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(formula: Callable[..., Any], *args: Tensor) -> Any:
+        return formula(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.formula, *args = inputs
+        ctx.save_for_backward(*args)
+        ctx.save_for_forward(*args)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        return None, *torch.func.vjp(ctx.formula, *ctx.saved_tensors)[1](g)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Any) -> Any:
+        args = ctx.saved_tensors
+        moved = [torch.zeros_like(x) if t is None else t for x, t in zip(args, tangents, strict=True)]
+        return _Formula.apply(partial(_derivative, ctx.formula), *args, *moved)
+
+
+def _derivative(formula: Callable[..., Any], *args: Tensor) -> Any:
+    half = len(args) // 2
+    return torch.func.jvp(formula, args[:half], args[half:])[1]

@@ -1,4 +1,4 @@
-"""The Lyapunov equation with a symmetric positive definite matrix."""
+"""The Lyapunov equation with a Hermitian positive definite matrix."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from steepest.linalg.symmetric import sym
 
 
 def lyapunov(a: Tensor, c: Tensor) -> Tensor:
-    """X that solves a X + X a = c, for symmetric positive semidefinite a; all `(*b, n, n)`.
+    """X that solves a X + X a = c, for symmetric (or Hermitian) positive semidefinite a; all `(*b, n, n)`.
 
-    With a = V diag(w) V^T, X = V (V^T c V / (w_i + w_j)) V^T. Where w_i + w_j is not above 2 n eps max|w| (zero to
+    With a = V diag(w) V^H, X = V (V^H c V / (w_i + w_j)) V^H. Where w_i + w_j is not above 2 n eps max|w| (zero to
     rounding, or negative) that component of X is zero: X is the solution of least norm of the solvable part.
 
     Its derivatives, of any order, are Lyapunov equations with the same a, finite at repeated eigenvalues.
@@ -27,34 +27,42 @@ def lyapunov(a: Tensor, c: Tensor) -> Tensor:
         raise ValueError(f"c: expected matrices of the size of a, {tuple(a.shape)}, got shape {tuple(c.shape)}")
     s, rhs = sym(widen(a)), widen(c)
     w, v = torch.linalg.eigh(s.detach())
+    sums = w.unsqueeze(-1) + w.unsqueeze(-2)
+    zero = 2 * w.shape[-1] * torch.finfo(w.dtype).eps * w.abs().amax(-1, keepdim=True).unsqueeze(-1)
     batch = torch.broadcast_shapes(a.shape, c.shape)
-    return _Solve.call(s.expand(batch), rhs.expand(batch), w, v).to(c.dtype)
+    inverse = torch.where(sums > zero, 1 / sums, 0)
+    return lyapunov_by_eigenvectors(s.expand(batch), rhs.expand(batch), inverse, v).to(c.dtype)
+
+
+def lyapunov_by_eigenvectors(a: Tensor, c: Tensor, inverse: Tensor, v: Tensor) -> Tensor:
+    """X that solves a X + X a = c, given the eigenvectors v of a and `inverse`, 1 / (w_i + w_j); all `(*b, n, n)`.
+
+    v and `inverse` carry no derivative: a does, in every order.
+    """
+    return _Solve.call(a, c, inverse, v)
 
 
 class _Solve(Rule):
-    """The solution X of A X + X A = C, given the eigenvalues w and eigenvectors v of A; self-adjoint in C."""
+    """The solution X of A X + X A = C; self-adjoint in C, and its own derivative but for the right-hand side."""
 
     @staticmethod
-    def forward(a: Tensor, c: Tensor, w: Tensor, v: Tensor) -> Tensor:
-        sums = w.unsqueeze(-1) + w.unsqueeze(-2)
-        zero = 2 * w.shape[-1] * torch.finfo(w.dtype).eps * w.abs().amax(-1, keepdim=True).unsqueeze(-1)
-        inverse = torch.where(sums > zero, 1 / sums, 0)
-        return v @ (inverse * (v.mT @ c @ v)) @ v.mT
+    def forward(a: Tensor, c: Tensor, inverse: Tensor, v: Tensor) -> Tensor:
+        return v @ (inverse * (v.mH @ c @ v)) @ v.mH
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        a, _, w, v = inputs
-        ctx.save_for_backward(a, output, w, v)
-        ctx.save_for_forward(a, output, w, v)
+        a, _, inverse, v = inputs
+        ctx.save_for_backward(a, output, inverse, v)
+        ctx.save_for_forward(a, output, inverse, v)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        a, x, w, v = ctx.saved_tensors
-        y = _Solve.call(a, g, w, v)
-        return -sym(y @ x.mT + x.mT @ y), y, None, None
+        a, x, inverse, v = ctx.saved_tensors
+        y = _Solve.call(a, g, inverse, v)
+        return -sym(y @ x.mH + x.mH @ y), y, None, None
 
     @staticmethod
     def tangent(ctx: Any, da: Tensor | None, dc: Tensor | None, *_: None) -> Tensor:
-        a, x, w, v = ctx.saved_tensors
+        a, x, inverse, v = ctx.saved_tensors
         moved = 0 if da is None else da @ x + x @ da
-        return _Solve.call(a, (0 if dc is None else dc) - moved, w, v)
+        return _Solve.call(a, (0 if dc is None else dc) - moved, inverse, v)

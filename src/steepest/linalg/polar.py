@@ -1,7 +1,8 @@
-"""The polar factor U V^T of a matrix U S V^T: exactly, or at the grade that Muon needs."""
+"""The polar factor U V^H of a matrix U S V^H: exactly, or at the grade that Muon needs."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +10,10 @@ import torch
 from torch import Tensor
 
 from steepest.linalg.autograd import Rule
-from steepest.linalg.precision import double, widen
+from steepest.linalg.lyapunov import lyapunov_by_eigenvectors
+from steepest.linalg.precision import double, is_double, widen
 from steepest.linalg.shapes import require_matrix
+from steepest.linalg.symmetric import sym
 
 Triple = tuple[float, float, float]
 
@@ -54,7 +57,7 @@ SCHEDULES: dict[str, tuple[Triple, ...]] = {
 
 
 def polar(a: Tensor) -> Tensor:
-    """Polar factor of a `(*b, m, n)`: U V^T for a = U S V^T, over the singular values that are not zero to rounding.
+    """Polar factor of a `(*b, m, n)`: U V^H for a = U S V^H, over the singular values that are not zero to rounding.
 
     A partial isometry: zero on the null space of a, zero for a = 0. A singular value counts as zero where it is at most
     16 eps times the largest, eps that of the dtype computed in. Entries may have any scale.
@@ -63,14 +66,15 @@ def polar(a: Tensor) -> Tensor:
     shorter than the other (error below 1e-6, to condition number 1e5), else by SVD (eps times the condition number).
     float64: by SVD, after a QR where that saves work, since a Gram matrix would lose what lies below sqrt(eps).
 
-    The derivative solves a Sylvester equation with the symmetric factor, finite at equal singular values (Kenney and
-    Laub, 1991); where a has not full rank it is the derivative along matrices of the same rank. A second one raises.
+    The derivative solves a Lyapunov equation with the Hermitian factor, finite at equal singular values (Kenney and
+    Laub, 1991), and so do those of higher order; all exist. Where a has not full rank, the first is the derivative
+    along matrices of the same rank, and the second is not defined.
     """
     require_matrix(a, "a")
     if not a.numel():
         return a.clone()
     x = _unit_scale(widen(a))
-    u = _Polar.call(x.mT)[0].mT if _wide(x) else _Polar.call(x)[0]
+    u = _tall_polar(x.mH).mH if _wide(x) else _tall_polar(x)
     return u.to(a.dtype)
 
 
@@ -88,7 +92,8 @@ def orthogonalize(
     schedule: a name in `SCHEDULES`, or triples (a, b, c); beyond their end the last repeats.
     dtype: what the products run in. None: float32 (float64 for float64), and where one side is twice shorter and that
         is precise enough, the iteration runs on the small Gram matrix instead, about twice as fast.
-        torch.bfloat16: Muon's own choice, with `keller_jordan` the very bits of `torch.optim.Muon`.
+        torch.bfloat16: Muon's own choice, with `keller_jordan` the very bits of `torch.optim.Muon`. A complex a takes
+        the complex dtype of that precision, complex64 at least.
     """
     require_matrix(a, "a")
     triples = _triples(schedule, steps)
@@ -96,75 +101,105 @@ def orthogonalize(
         return a.clone()
     x = _unit_scale(widen(a))
     tall = not _wide(x) and x.shape[-2] != x.shape[-1]
-    x = x.mT if tall else x
+    x = x.mH if tall else x
     in_gram_space = dtype is None and _gram_pays(x, len(triples))
-    u = _in_gram_space(x, triples) if in_gram_space else _in_full(x.to(dtype or x.dtype), triples)
-    return (u.mT if tall else u).to(a.dtype)
+    if dtype is not None:
+        x = x.to(torch.promote_types(dtype, torch.complex64) if x.is_complex() else dtype)
+    u = _in_gram_space(x, triples) if in_gram_space else _in_full(x, triples)
+    return (u.mH if tall else u).to(a.dtype)
 
 
 # Exactly. -------------------------------------------------------------------------------------------------------------
 
 
+def _tall_polar(a: Tensor) -> Tensor:
+    return _Polar.call(a, *_factors(a.detach()))
+
+
+def _factors(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U V^H of a tall A = U diag(s) V^H; also s, zero where it is zero to rounding, and V."""
+    m, n = a.shape[-2:]
+    if not is_double(a) and (n <= 128 or m >= 2 * n):
+        return _by_gram(a)
+    if m >= 1.5 * n:
+        q, r = torch.linalg.qr(a)
+        u, s, v = _by_svd(r)
+        return q @ u, s, v
+    return _by_svd(a)
+
+
 class _Polar(Rule):
-    """U V^T of a tall A = U diag(s) V^T; also s, zero where it is zero to rounding, and V, both without derivative."""
+    """The polar factor of A, given itself, s and V, which carry no derivative."""
 
     @staticmethod
-    def forward(a: Tensor) -> Any:
-        m, n = a.shape[-2:]
-        if a.dtype != torch.float64 and (n <= 128 or m >= 2 * n):
-            return _by_gram(a)
-        if m >= 1.5 * n:
-            q, r = torch.linalg.qr(a)
-            u, s, v = _by_svd(r)
-            return q @ u, s, v
-        return _by_svd(a)
+    def forward(a: Tensor, u: Tensor, s: Tensor, v: Tensor) -> Tensor:
+        return u.clone()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(*output)
-        ctx.save_for_forward(*output)
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        a, _, s, v = inputs
+        ctx.save_for_backward(a, output, s, v)
+        ctx.save_for_forward(a, output, s, v)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor, *_: Any) -> Any:
-        return _PolarDerivative.call(g, *ctx.saved_tensors)  # self-adjoint
+    def backward(ctx: Any, g: Tensor) -> Any:
+        return _derivative(g, *ctx.saved_tensors), None, None, None  # self-adjoint
 
     @staticmethod
-    def tangent(ctx: Any, da: Tensor) -> Any:
-        return _PolarDerivative.call(da, *ctx.saved_tensors), None, None
+    def tangent(ctx: Any, da: Tensor, *_: None) -> Tensor:
+        return _derivative(da, *ctx.saved_tensors)
 
 
-class _PolarDerivative(Rule):
-    """U Omega + (I - U U^T) E H^+ with H = V diag(s) V^T and Omega H + H Omega = U^T E - E^T U, Omega skew."""
+def _derivative(e: Tensor, a: Tensor, u: Tensor, s: Tensor, v: Tensor) -> Tensor:
+    """U Omega + (I - U U^H) E H^+ with H = V diag(s) V^H = U^H A and Omega H + H Omega = U^H E - E^H U, Omega skew.
+
+    The equations are solved by s and V; the derivatives of the next order go through U and H.
+    """
+    h, core = sym(u.mH @ a), u.mH @ e
+    sums = s.unsqueeze(-1) + s.unsqueeze(-2)
+    omega = lyapunov_by_eigenvectors(h, core - core.mH, _pseudo_inverse(sums), v)
+    return u @ omega + _RightDivision.call(h, e - u @ core, _pseudo_inverse(s), v)
+
+
+class _RightDivision(Rule):
+    """Y = X H^-1, given H's eigenvectors v and `inverse`, the inverses of its eigenvalues; H carries the derivative."""
 
     @staticmethod
-    def forward(e: Tensor, u: Tensor, s: Tensor, v: Tensor) -> Tensor:
-        core = u.mT @ e
-        turn = v.mT @ (core - core.mT) @ v
-        sums = s.unsqueeze(-1) + s.unsqueeze(-2)
-        omega = v @ torch.where(sums > 0, turn / sums, 0) @ v.mT
-        return u @ omega + (e - u @ core) @ (v * _pseudo_inverse(s).unsqueeze(-2)) @ v.mT
+    def forward(h: Tensor, x: Tensor, inverse: Tensor, v: Tensor) -> Tensor:
+        return x @ (v * inverse.unsqueeze(-2)) @ v.mH
 
     @staticmethod
-    def backward(ctx: Any, *_: Any) -> Any:
-        raise NotImplementedError("second derivatives of `polar` are not implemented")
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        h, _, inverse, v = inputs
+        ctx.save_for_backward(h, output, inverse, v)
+        ctx.save_for_forward(h, output, inverse, v)
 
-    tangent = backward
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        h, y, inverse, v = ctx.saved_tensors
+        z = _RightDivision.call(h, g, inverse, v)
+        return -sym(y.mH @ z), z, None, None
+
+    @staticmethod
+    def tangent(ctx: Any, dh: Tensor | None, dx: Tensor | None, *_: None) -> Tensor:
+        h, y, inverse, v = ctx.saved_tensors
+        moved = 0 if dh is None else y @ dh
+        return _RightDivision.call(h, (0 if dx is None else dx) - moved, inverse, v)
 
 
 def _by_gram(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A (A^T A)^(-1/2) in float64, which holds the squares of all that float32 can tell apart."""
+    """A (A^H A)^(-1/2) in float64, which holds the squares of all that float32 can tell apart."""
     x = double(a)
-    w, v = torch.linalg.eigh(x.mT @ x)
+    w, v = torch.linalg.eigh(x.mH @ x)
     s = _numerical(w.clamp_min(0).sqrt(), a.dtype)
-    u = x @ ((v * _pseudo_inverse(s).unsqueeze(-2)) @ v.mT)
-    return u.to(a.dtype), s.to(a.dtype), v.to(a.dtype)
+    u = x @ ((v * _pseudo_inverse(s).unsqueeze(-2)) @ v.mH)
+    return u.to(a.dtype), s.to(a.real.dtype), v.to(a.dtype)
 
 
 def _by_svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     u, s, vt = torch.linalg.svd(a, full_matrices=False)
     s = _numerical(s, a.dtype)
-    return (u * (s > 0).unsqueeze(-2)) @ vt, s, vt.mT
+    return (u * (s > 0).unsqueeze(-2)) @ vt, s, vt.mH
 
 
 def _numerical(s: Tensor, dtype: torch.dtype) -> Tensor:
@@ -193,7 +228,7 @@ def _in_full(x: Tensor, triples: list[Triple]) -> Tensor:
     """The polynomials on the wide x itself, in its dtype, operation by operation as in torch.optim.Muon."""
     x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for a, b, c in triples:
-        gram = x @ x.mT
+        gram = x @ x.mH
         update = _add_product(gram, gram, gram, beta=b, alpha=c)
         x = _add_product(x, update, x, beta=a)
     return x
@@ -206,7 +241,7 @@ def _gram_pays(x: Tensor, steps: int) -> bool:
     five steps can lift; more steps need more, and products made of fewer bits hold less.
     """
     m, n = x.shape[-2:]
-    return n >= 2 * m and (x.dtype == torch.float64 or (steps <= 5 and not _reduced_products(x.device.type)))
+    return n >= 2 * m and (is_double(x) or (steps <= 5 and not _reduced_products(x.device.type)))
 
 
 @torch.compiler.assume_constant_result
@@ -219,8 +254,8 @@ def _reduced_products(device: str) -> bool:
 
 def _in_gram_space(x: Tensor, triples: list[Triple]) -> Tensor:
     """The same polynomials as x -> Z x, with Z and Y small and Z Y the Gram matrix of the iterate."""
-    y = x @ x.mT
-    trace = y.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None].clamp_min(1e-14)
+    y = x @ x.mH
+    trace = y.diagonal(dim1=-2, dim2=-1).real.sum(-1)[..., None, None].clamp_min(1e-14)
     identity = torch.eye(y.shape[-1], dtype=y.dtype, device=y.device)
     # Rounding can make a zero eigenvalue negative, and the polynomials would then drive it to minus infinity. Products
     # of float32 were seen to err by less than one eps of the trace.
@@ -255,4 +290,5 @@ def _wide(x: Tensor) -> bool:
 def _unit_scale(x: Tensor) -> Tensor:
     """x times the power of two that brings its largest entry to [1/2, 1), so that no square under- or overflows."""
     exponent = torch.frexp(x.detach().abs().amax((-2, -1), keepdim=True)).exponent
-    return x * torch.exp2(-exponent.clamp(-126, 126).to(x.dtype))
+    limit = -round(math.log2(torch.finfo(x.dtype).tiny))
+    return x * torch.exp2(-exponent.clamp(-limit, limit).to(x.real.dtype))

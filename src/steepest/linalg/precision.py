@@ -3,12 +3,26 @@
 import torch
 from torch import Tensor
 
+_WIDER = {
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+    torch.complex32: torch.complex64,
+}
+
 
 def widen(x: Tensor) -> Tensor:
-    """x in the dtype in which it is computed with: float32 for the half precisions, its own otherwise."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    """x in the dtype in which it is computed with: float32 for the half precisions (complex64 for complex ones), its
+    own otherwise."""
+    return x.to(_WIDER.get(x.dtype, x.dtype))
 
 
 def double(x: Tensor) -> Tensor:
-    """x in float64, or in float32 on a device that has no more (Apple's MPS)."""
-    return x.float() if x.device.type == "mps" else x.double()
+    """x in float64 (complex128), or in float32 (complex64) on a device that has no more (Apple's MPS)."""
+    if x.device.type == "mps":
+        return x.to(torch.complex64 if x.is_complex() else torch.float32)
+    return x.to(torch.complex128 if x.is_complex() else torch.float64)
+
+
+def is_double(x: Tensor) -> bool:
+    """Whether x has the digits of float64."""
+    return x.dtype in (torch.float64, torch.complex128)

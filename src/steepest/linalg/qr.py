@@ -10,21 +10,23 @@ from steepest.linalg.shapes import require_matrix, require_square
 
 
 def qr(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Q `(*b, m, k)` and R `(*b, k, n)` with y = Q R, k = min(m, n), and no negative entry on the diagonal of R.
+    """Q `(*b, m, k)` and R `(*b, k, n)` with y = Q R, k = min(m, n), and a diagonal of R that is real and not negative.
 
-    By Householder reflections, for any y `(*b, m, n)`; with that sign the factors are unique where y has full rank.
+    By Householder reflections, for any y `(*b, m, n)`, real or complex; with that diagonal the factors are unique where
+    the first k columns of y are independent, and there they can be differentiated.
     """
     require_matrix(y, "y")
     q, r = torch.linalg.qr(widen(y))
     diagonal = r.diagonal(dim1=-2, dim2=-1)
-    signs = torch.where(diagonal < 0, -1, 1).to(q.dtype)
-    return (q * signs.unsqueeze(-2)).to(y.dtype), (r * signs.unsqueeze(-1)).to(y.dtype)
+    # The derivative of torch keeps the phases of the diagonal as they are.
+    phases = torch.where(diagonal == 0, 1, diagonal.detach().sgn())
+    return (q * phases.unsqueeze(-2)).to(y.dtype), (r * phases.conj().unsqueeze(-1)).to(y.dtype)
 
 
 def cholesky_qr(y: Tensor) -> Tensor:
-    """The Q of `qr(y)` by one pass of Cholesky-QR, Q = y L^-T with L L^T = y^T y, for well-conditioned y `(*b, n, p)`.
+    """The Q of `qr(y)` by one pass of Cholesky-QR, Q = y L^-H with L L^H = y^H y, for well-conditioned y `(*b, n, p)`.
 
-    Meant for y = x + xi with x orthonormal and xi tangent: then y^T y = I + xi^T xi, and one pass is as orthonormal as
+    Meant for y = x + xi with x orthonormal and xi tangent: then y^H y = I + xi^H xi, and one pass is as orthonormal as
     Householder at about half its time (Fukaya, Nakatsukasa, Yanagisawa and Yamamoto, 2014, analyse the general case,
     where the error grows with the square of the condition number). It is not for an arbitrary y: nothing is checked,
     and a y without full rank gives NaN or worse.
@@ -32,12 +34,12 @@ def cholesky_qr(y: Tensor) -> Tensor:
     require_matrix(y, "y")
     x = widen(y)
     n, p = x.shape[-2:]
-    lower = torch.linalg.cholesky_ex(x.mT @ x).L
+    lower = torch.linalg.cholesky_ex(x.mH @ x).L
     # One tall triangular solve is slower than a small inverse and a product, unless the work is small or square.
     if p <= 16 or x.ndim > 2 or n < 4 * p:
-        q = torch.linalg.solve_triangular(lower.mT, x, upper=True, left=False)
+        q = torch.linalg.solve_triangular(lower.mH, x, upper=True, left=False)
     else:
-        q = x @ triangular_inverse(lower).mT
+        q = x @ triangular_inverse(lower).mH
     return q.to(y.dtype)
 
 

@@ -1,20 +1,25 @@
-"""Functions of symmetric matrices, with derivatives that are exact at repeated eigenvalues.
+"""Functions of symmetric and Hermitian matrices, with derivatives that are exact at repeated eigenvalues.
 
 Autograd through an eigendecomposition divides by gaps between eigenvalues: NaN at the identity, wrong digits near it.
-The derivative of f(A) itself has no such gap. With A = V diag(w) V^T it is (Daleckii and Krein, 1965; Higham, Functions
+The derivative of f(A) itself has no such gap. With A = V diag(w) V^H it is (Daleckii and Krein, 1965; Higham, Functions
 of Matrices, 2008, theorem 3.11)
 
-    Df(A)[E] = V (f[w_i, w_j] * V^T E V) V^T,    f[a, b] = (f(b) - f(a)) / (b - a),  f[a, a] = f'(a),
+    Df(A)[E] = V (f[w_i, w_j] * V^H E V) V^H,    f[a, b] = (f(b) - f(a)) / (b - a),  f[a, a] = f'(a),
 
-and each divided difference f[a, b] here is written in a form without cancellation. The second derivative uses
-f[w_i, w_k, w_j] in the same way, in memory n^3. First and second derivatives work, backward and forward and under
-`torch.func`; third derivatives raise.
+and the higher ones are sums over the orders of their arguments, in the eigenbasis, of
+
+    D2f(A)[E, H]_ij = sum_k f[w_i, w_k, w_j] (E_ik H_kj + H_ik E_kj),
+    D3f(A)[E, H, K]_ij = sum_kl f[w_i, w_k, w_l, w_j] (E_ik H_kl K_lj + 5 others),
+
+in memory n^3 and n^4. Each is symmetric in all its arguments, and so is its inner product Re<., G> with one more, which
+is why no derivative needs a formula of its own backward. Three derivatives work, backward and forward, under
+`torch.func`, and for complex matrices; fourth derivatives raise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,23 +27,24 @@ from torch import Tensor
 
 from steepest.linalg.autograd import Rule
 from steepest.linalg.precision import widen
+from steepest.linalg.scalars import ANGLE_OVER_SINE, EXP, INV_SQRT, LOG, SQRT, Scalar, divided_differences, power
 from steepest.linalg.shapes import require_square
 
 
 def sym(a: Tensor) -> Tensor:
-    """Symmetric part (a + a^T) / 2 of a `(*b, n, n)`: the nearest symmetric matrix."""
+    """Hermitian part (a + a^H) / 2 of a `(*b, n, n)`: the nearest symmetric (of a complex a, Hermitian) matrix."""
     require_square(a, "a")
-    return 0.5 * (a + a.mT)
+    return 0.5 * (a + a.mH)
 
 
 def skew(a: Tensor) -> Tensor:
-    """Skew part (a - a^T) / 2 of a `(*b, n, n)`: the nearest skew matrix."""
+    """Skew-Hermitian part (a - a^H) / 2 of a `(*b, n, n)`: the nearest skew (of a complex a, skew-Hermitian) matrix."""
     require_square(a, "a")
-    return 0.5 * (a - a.mT)
+    return 0.5 * (a - a.mH)
 
 
 def sym_exp(a: Tensor) -> Tensor:
-    """Matrix exponential of the symmetric a `(*b, n, n)`."""
+    """Matrix exponential of the symmetric or Hermitian a `(*b, n, n)`."""
     return _spectral(a, EXP)
 
 
@@ -58,8 +64,8 @@ def sym_inv_sqrt(a: Tensor) -> Tensor:
 
 
 def sym_power(a: Tensor, p: float) -> Tensor:
-    """a^p of the symmetric a `(*b, n, n)`; a positive definite, semidefinite for p > 0, any sign for an integral p."""
-    return _spectral(a, integer_power(int(p)) if p == int(p) else real_power(p))
+    """a^p of the Hermitian a `(*b, n, n)`; a positive definite, semidefinite for p > 0, any sign for an integral p."""
+    return _spectral(a, power(p))
 
 
 def sym_angle_over_sine(a: Tensor) -> Tensor:
@@ -68,179 +74,185 @@ def sym_angle_over_sine(a: Tensor) -> Tensor:
     return _spectral(a, ANGLE_OVER_SINE)
 
 
-# The functions of one eigenvalue. -------------------------------------------------------------------------------------
+# Derivatives along a direction. ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Scalar:
-    """A function f of one variable with what its matrix derivatives need; f' is `slope(x, x)`."""
+def sym_exp_derivative(a: Tensor, e: Tensor) -> Tensor:
+    """D exp(a)[e], `(*b, n, n)`: the derivative of `sym_exp` at a, of any sign, along the Hermitian part of e.
 
-    value: Callable[[Tensor], Tensor]
-    """f(x)."""
-    slope: Callable[[Tensor, Tensor], Tensor]
-    """f[a, b] for a <= b, without cancellation."""
-    curvature: Callable[[Tensor], Tensor]
-    """f''(x)."""
-    scale: Callable[[Tensor], Tensor] = torch.abs
-    """Distance over which f varies near x."""
-    positive: bool = True
-    """Whether f lives on x >= 0; then an eigenvalue that is negative by rounding alone counts as zero."""
-
-
-def _exp_slope(a: Tensor, b: Tensor) -> Tensor:
-    d = b - a
-    return b.exp() * torch.where(d == 0, 1, -torch.expm1(-d) / d)
-
-
-def _log_slope(a: Tensor, b: Tensor) -> Tensor:
-    x = (b - a) / a
-    return torch.where(x == 0, 1, torch.log1p(x) / x) / a
-
-
-EXP = Scalar(torch.exp, _exp_slope, torch.exp, torch.ones_like, positive=False)
-LOG = Scalar(torch.log, _log_slope, lambda x: -1 / x.square())
-SQRT = Scalar(torch.sqrt, lambda a, b: 1 / (a.sqrt() + b.sqrt()), lambda x: -0.25 * x**-1.5)
-INV_SQRT = Scalar(torch.rsqrt, lambda a, b: -1 / (a * b.sqrt() + b * a.sqrt()), lambda x: 0.75 * x**-2.5)
-
-
-ANGLE_TERMS = 60
-"""With u = 1 - cos t, t / sin t = sum b_k u^k, b_0 = 1, b_{k+1} / b_k = (k + 1) / (2k + 3) < 1/2: enough for u <= 1."""
-
-
-def _angle_series(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The series at a, and its divided difference over a and b in 1 - cos t: Horner's rule, all terms positive."""
-    coefficients = [1.0]
-    for k in range(ANGLE_TERMS):
-        coefficients.append(coefficients[-1] * (k + 1) / (2 * k + 3))
-    u, w = (1 - a).clamp_min(0), (1 - b).clamp_min(0)
-    value, other = (torch.full_like(u + w, coefficients[-1]) for _ in range(2))
-    slope = torch.zeros_like(value)
-    for c in reversed(coefficients[:-1]):
-        slope = other + u * slope
-        value, other = c + u * value, c + w * other
-    return value, slope
-
-
-def _angle_curvature(x: Tensor) -> Tensor:
-    """f'' from the differential equation (1 - x^2) f' = x f - 1, and near one from the series, 4 / 15 + 36 / 105 u."""
-    value, slope = _angle_series(x, x)
-    rest = (1 - x.square()).clamp_min(1e-30)
-    return torch.where(x > 1 - 1e-5, 4 / 15 + 36 / 105 * (1 - x), (value - 3 * x * slope) / rest)
-
-
-ANGLE_OVER_SINE = Scalar(
-    lambda x: _angle_series(x, x)[0], lambda a, b: -_angle_series(a, b)[1], _angle_curvature, torch.ones_like
-)
-
-
-def real_power(p: float) -> Scalar:
-    """x^p on x > 0; with u = log(a / b), f[a, b] = b^(p-1) (e^(p u) - 1) / (e^u - 1)."""
-
-    def slope(a: Tensor, b: Tensor) -> Tensor:
-        u = torch.log(a / b)
-        return b ** (p - 1) * torch.where(a == b, p, torch.expm1(p * u) / torch.expm1(u))
-
-    return Scalar(lambda x: x**p, slope, lambda x: p * (p - 1) * x ** (p - 2))
-
-
-def integer_power(p: int) -> Scalar:
-    """x^p for x of any sign; f[a, b] is a sum of |p| products of powers."""
-
-    def slope(a: Tensor, b: Tensor) -> Tensor:
-        terms = [a**k * b ** (p - 1 - k) for k in range(p)] or [-(a ** (p + k)) * b ** (-1 - k) for k in range(-p)]
-        return sum(terms, torch.zeros_like(a + b))
-
-    def curvature(x: Tensor) -> Tensor:
-        return p * (p - 1) * x ** (p - 2) if p not in (0, 1) else torch.zeros_like(x)
-
-    return Scalar(lambda x: x**p, slope, curvature, positive=False)
-
-
-def _slopes(w: Tensor, f: Scalar) -> Tensor:
-    """f[w_i, w_j], `(*b, n, n)`, of eigenvalues w `(*b, n)`."""
-    a, b = w[..., :, None], w[..., None, :]
-    return f.slope(torch.minimum(a, b), torch.maximum(a, b))
-
-
-def _second_slopes(w: Tensor, f: Scalar) -> Tensor:
-    """f[w_i, w_k, w_j], `(*b, n, n, n)`.
-
-    The quotient is taken over the largest of the three gaps; where even that is small, f[a, b, c] is f''(mean) / 2 up
-    to the square of the gap. The bound eps^(1/3) makes the two errors equal, eps^(2/3).
+    Linear and self-adjoint in e, twice differentiable in a. The inverse map is `sym_log_derivative(sym_exp(a), .)`.
     """
-    triples = torch.broadcast_tensors(w[..., :, None, None], w[..., None, :, None], w[..., None, None, :])
-    low, mid, high = torch.stack(triples, -1).sort(-1).values.unbind(-1)
-    mean, gap = (low + mid + high) / 3, high - low
-    near = gap <= torch.finfo(w.dtype).eps ** (1 / 3) * f.scale(mean)
-    quotient = (f.slope(mid, high) - f.slope(low, mid)) / torch.where(near, 1, gap)
-    return torch.where(near, 0.5 * f.curvature(mean), quotient)
+    return _spectral_derivative(a, e, EXP)
 
 
-# The matrix function and its two derivatives. -------------------------------------------------------------------------
+def sym_log_derivative(a: Tensor, e: Tensor) -> Tensor:
+    """D log(a)[e], `(*b, n, n)`: the derivative of `sym_log` at the positive definite a along the Hermitian part of e.
+
+    Linear and self-adjoint in e, twice differentiable in a. The inverse map is `sym_exp_derivative(sym_log(a), .)`.
+    """
+    return _spectral_derivative(a, e, LOG)
+
+
+def sym_power_derivative(a: Tensor, e: Tensor, p: float) -> Tensor:
+    """D a^p [e], `(*b, n, n)`: the derivative of `sym_power` at a along the Hermitian part of e.
+
+    a is positive definite, or of any sign for an integral p >= 0. Linear and self-adjoint in e, twice differentiable in
+    a. The inverse map, for positive definite a and p != 0, is `sym_power_derivative(sym_power(a, p), ., 1 / p)`.
+    """
+    return _spectral_derivative(a, e, power(p))
+
+
+# The matrix function and its three derivatives. -----------------------------------------------------------------------
 
 
 def _spectral(a: Tensor, f: Scalar) -> Tensor:
     s = sym(widen(a))
+    return _Value.call(f, s, *_eigen(s, f)).to(a.dtype)
+
+
+def _spectral_derivative(a: Tensor, e: Tensor, f: Scalar) -> Tensor:
+    require_square(a, "a")
+    require_square(e, "e")
+    if a.shape[-1] != e.shape[-1]:
+        raise ValueError(f"e: expected matrices of the size of a, {tuple(a.shape)}, got shape {tuple(e.shape)}")
+    s = sym(widen(a))
+    w, v = _eigen(s, f)
+    s, d = torch.broadcast_tensors(s, widen(e))
+    return _First.call(f, s, w, v, d).to(e.dtype)
+
+
+def _eigen(s: Tensor, f: Scalar) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, and eigenvectors of s; they carry no derivative."""
     w, v = torch.linalg.eigh(s.detach())
     if f.positive:
         rounding = w.shape[-1] * torch.finfo(w.dtype).eps * w.abs().amax(-1, keepdim=True)
         w = torch.where(w.abs() <= rounding, w.clamp_min(0), w)
-    return _Value.call(s, w, v, f).to(a.dtype)
+    return w, v
 
 
-def _congruence(v: Tensor, core: Tensor) -> Tensor:
-    return v @ core @ v.mT
+def congruence(v: Tensor, core: Tensor) -> Tensor:
+    """V core V^H; with v.mH for v, a matrix in the eigenbasis V."""
+    return v @ core @ v.mH
 
 
-class _Value(Rule):
-    """f(A), given the eigenvalues w and eigenvectors v of A; these carry no derivative of their own."""
+class Multilinear(Rule):
+    """A Rule that is linear in some of its arguments, and whose `tangent` is made of such Rules only.
+
+    None in the place of an argument stands for zero, and so does the result then: tangents of zeros, which torch gives
+    by default, would cost a derivative of one order more for nothing.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "forward" in vars(cls):
+            cls.eager = type(cls.__name__, (cls,), {"jvp": staticmethod(cls.tangent)})
+
+    @classmethod
+    def call(cls, *args: Any) -> Any:
+        """What `Rule.call` gives, or None if an argument is None."""
+        if any(x is None for x in args):
+            return None
+        return (cls if torch.compiler.is_compiling() else cls.eager).apply(*args)  # Dynamo does not take super().call
 
     @staticmethod
-    def forward(a: Tensor, w: Tensor, v: Tensor, f: Scalar) -> Tensor:
-        return (v * f.value(w).unsqueeze(-2)) @ v.mT
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """What `Rule.setup_context` does, and no zeros for missing tangents."""
+        Rule.setup_context(ctx, inputs, output)
+        ctx.set_materialize_grads(False)
+
+
+class _Total(Multilinear):
+    """The sum of tensors of one shape."""
+
+    @staticmethod
+    def forward(*parts: Tensor) -> Tensor:
+        return sum(parts[1:], parts[0])
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        return _Value.tangent(ctx, g), None, None, None
+        return (g,) * len(ctx.needs_input_grad)
 
     @staticmethod
-    def tangent(ctx: Any, da: Tensor, *_: None) -> Tensor:
-        a, w, v = ctx.saved_tensors
-        return _First.call(a, da, w, v, *ctx.rest)
+    def tangent(ctx: Any, *tangents: Tensor | None) -> Any:
+        return total(*tangents)
 
 
-class _First(Rule):
-    """Df(A)[E]: linear and self-adjoint in E."""
+def total(*parts: Tensor | None) -> Tensor | None:
+    """The sum of the parts that are there.
 
-    @staticmethod
-    def forward(a: Tensor, e: Tensor, w: Tensor, v: Tensor, f: Scalar) -> Tensor:
-        return _congruence(v, _slopes(w, f) * _congruence(v.mT, sym(e)))
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        a, e, w, v = ctx.saved_tensors
-        # <D2f(A)[H, E], G> is symmetric in E, G and H.
-        return _Second.call(e, g, w, v, *ctx.rest), _First.call(a, g, w, v, *ctx.rest), None, None, None
-
-    @staticmethod
-    def tangent(ctx: Any, da: Tensor | None, de: Tensor | None, *_: None) -> Any:
-        a, e, w, v = ctx.saved_tensors
-        curved = 0 if da is None else _Second.call(e, da, w, v, *ctx.rest)
-        linear = 0 if de is None else _First.call(a, de, w, v, *ctx.rest)
-        return curved + linear
+    Inside a `tangent` torch differentiates nothing forward but the results of Rules: with a plain `+` an outer
+    `torch.func.jvp` would be zero without a word.
+    """
+    there = [part for part in parts if part is not None]
+    return there[0] if len(there) == 1 else _Total.call(*there)
 
 
-class _Second(Rule):
-    """D2f(A)[E, H]."""
+class _Derivative(Multilinear):
+    """D^m f(A)[E_1, ..., E_m], of arguments f, A, its eigenvalues w and eigenvectors v, and E_1, ..., E_m."""
 
     @staticmethod
-    def forward(e: Tensor, h: Tensor, w: Tensor, v: Tensor, f: Scalar) -> Tensor:
-        e, h = _congruence(v.mT, sym(e)), _congruence(v.mT, sym(h))
-        half = torch.einsum("...ikj,...ik,...kj->...ij", _second_slopes(w, f), e, h)
-        return _congruence(v, half + half.mT)
+    def backward(ctx: Any, g: Tensor | None) -> Any:
+        # Re<D^m f(A)[E_1, ...], G> is symmetric in G and every E, so the adjoint is the derivative itself.
+        return _Derivative.parts(ctx, [g if needed else None for needed in ctx.needs_input_grad])
 
     @staticmethod
-    def backward(ctx: Any, *_: Any) -> Any:
-        raise NotImplementedError("third derivatives of functions of symmetric matrices are not implemented")
+    def tangent(ctx: Any, *tangents: Tensor | None) -> Any:
+        return total(*_Derivative.parts(ctx, tangents))
 
-    tangent = backward
+    @staticmethod
+    def parts(ctx: Any, tangents: Sequence[Tensor | None]) -> tuple[Any, ...]:
+        """What each argument's tangent adds: that of A is one more direction, that of a direction takes its place."""
+        _, da, _, _, *de = tangents
+        a, w, v, *e = ctx.saved_tensors
+        same, higher = (partial(ORDERS[m].call, *ctx.rest, a, w, v) for m in (len(e), len(e) + 1))
+        turned = (same(*e[:i], d, *e[i + 1 :]) for i, d in enumerate(de))
+        return None, higher(*e, da), None, None, *turned
+
+
+class _Value(_Derivative):
+    @staticmethod
+    def forward(f: Scalar, a: Tensor, w: Tensor, v: Tensor) -> Tensor:
+        return (v * f.value(w).unsqueeze(-2)) @ v.mH
+
+
+class _First(_Derivative):
+    @staticmethod
+    def forward(f: Scalar, a: Tensor, w: Tensor, v: Tensor, e: Tensor) -> Tensor:
+        return congruence(v, divided_differences(w, 1, f) * congruence(v.mH, sym(e)))
+
+
+class _Second(_Derivative):
+    @staticmethod
+    def forward(f: Scalar, a: Tensor, w: Tensor, v: Tensor, e: Tensor, h: Tensor) -> Tensor:
+        e, h = (congruence(v.mH, sym(x)) for x in (e, h))
+        slopes = divided_differences(w, 2, f).to(v.dtype)
+        half = torch.einsum("...ikj,...ik,...kj->...ij", slopes, e, h)
+        return congruence(v, half + half.mH)
+
+
+class _Third(_Derivative):
+    @staticmethod
+    def forward(f: Scalar, a: Tensor, w: Tensor, v: Tensor, e: Tensor, h: Tensor, k: Tensor) -> Tensor:
+        e, h, k = (congruence(v.mH, sym(x)) for x in (e, h, k))
+        slopes = divided_differences(w, 3, f).to(v.dtype)
+
+        def term(pairs: Tensor, last: Tensor) -> Tensor:
+            return torch.einsum("...iklj,...ikl,...lj->...ij", slopes, pairs, last)
+
+        # The orders E H K, H E K and E K H; the other three are their adjoints.
+        half = term(_pairs(e, h) + _pairs(h, e), k) + term(_pairs(e, k), h)
+        return congruence(v, half + half.mH)
+
+
+def _pairs(e: Tensor, h: Tensor) -> Tensor:
+    """E_ik H_kl, `(*b, n, n, n)`."""
+    return e.unsqueeze(-1) * h.unsqueeze(-3)
+
+
+class _Fourth(_Derivative):
+    @staticmethod
+    def forward(*_: Any) -> Any:
+        raise NotImplementedError("fourth derivatives of functions of symmetric matrices are not implemented")
+
+
+ORDERS: tuple[type[_Derivative], ...] = (_Value, _First, _Second, _Third, _Fourth)
