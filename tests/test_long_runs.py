@@ -10,7 +10,7 @@ RUNS = {
     "stiefel canonical polar": (Stiefel("canonical", "polar"), ((12, 5),)),
     "grassmann": (Grassmann(), ((12, 4),)),
     "spd": (SPD(), ((6, 6),)),
-    "spd second order": (SPD("second_order"), ((6, 6),)),
+    "spd second order": (SPD(retraction="second_order"), ((6, 6),)),
     "fixed rank": (FixedRank(), ((12, 3), (3, 10))),
     "fixed rank bounded": (FixedRank(turn=0.03), ((12, 3), (3, 10))),
 }

@@ -10,6 +10,7 @@ import torch
 from steepest import SGD, SPD, FixedRank, Grassmann, Muon, Sphere, Stiefel, testing
 from steepest.linalg import sym
 from steepest.manifolds import Manifold
+from steepest.norms import Max, Norm, Rows, Spectral
 from steepest.optim import OPTIMIZERS
 from steepest.testing.manifold import Case
 from steepest.transforms import Momentum, Transform, chain
@@ -17,7 +18,7 @@ from steepest.transforms import Momentum, Transform, chain
 
 def mutate(original, **methods):
     """A subclass with other methods that leaves no trace in the library's tables."""
-    tables = [(t, dict(t)) for t in (Manifold.known, Transform.known, OPTIMIZERS)]
+    tables = [(t, dict(t)) for t in (Manifold.known, Norm.known, Transform.known, OPTIMIZERS)]
     mutant = type(original.__name__, (original,), methods)
     for table, before in tables:
         table.clear()
@@ -72,6 +73,24 @@ def test_manifold_suite_kills(fault):
         run(testing.MANIFOLD_CHECKS, Case(instance, shape))
 
 
+def _sign_by_parts(self, g):
+    return torch.complex(g.real.sign(), g.imag.sign()) if g.is_complex() else g.sign()
+
+
+NORMS = {
+    "complex sign by parts": mutate(Max, dual=_sign_by_parts),
+    "conjugate forgotten": mutate(Spectral, dual=lambda self, g: Spectral.dual(self, g.conj())),
+    "modulus forgotten": mutate(Rows, value=lambda self, h: h.real.norm(dim=-1).amax(-1)),
+    "complex numbers refused without a word": mutate(Max, dual=lambda self, g: g.sign()),
+}
+
+
+@pytest.mark.parametrize("fault", NORMS)
+def test_norm_suite_kills(fault):
+    with pytest.raises((AssertionError, RuntimeError)):
+        run(testing.NORM_CHECKS, NORMS[fault]())
+
+
 MEMORY: list[float] = []
 
 
@@ -88,6 +107,10 @@ def _global_norm(self, h, state, ctx):
     return h / h.norm()
 
 
+def _parts_of_a_mark(self, h, state, ctx):
+    return torch.view_as_complex(2 * torch.view_as_real(h)) if h.is_complex() else 2 * h
+
+
 def _divides_by_zero(self, h, state, ctx):
     return h / h.abs().amax((-1,), keepdim=True)
 
@@ -96,6 +119,7 @@ TRANSFORMS = {
     "memory outside of the state": mutate(Momentum, update=_remembers_elsewhere),
     "input written": mutate(Momentum, update=_writes_input),
     "batch mixed": mutate(Momentum, update=_global_norm),
+    "lazy conjugate": mutate(Momentum, update=_parts_of_a_mark),
     "zero divided": mutate(Momentum, update=_divides_by_zero),
     "state without batch": mutate(Momentum, init=lambda self, h, ctx: {"buffer": h.new_zeros(h.shape[1:])}),
 }
@@ -165,5 +189,6 @@ def test_optimizer_suite_kills(fault):
 
 def test_what_is_right_survives():
     run(testing.MANIFOLD_CHECKS, Case(mutate(Sphere)(), (5,)))
+    run(testing.NORM_CHECKS, mutate(Spectral)())
     run(testing.TRANSFORM_CHECKS, mutate(Momentum)())
     run(testing.OPTIMIZER_CHECKS, mutate(SGD))

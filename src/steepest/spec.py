@@ -6,6 +6,9 @@ import dataclasses
 import inspect
 from typing import Any, ClassVar, Self
 
+import torch
+from torch import Tensor
+
 
 class Spec:
     """A frozen dataclass that can be written down as its class's name and its fields, and built again from them.
@@ -28,6 +31,22 @@ class Spec:
         """`{"kind": class name, **fields}`, with nested values written the same way."""
         fields = dataclasses.fields(self)  # type: ignore[arg-type]
         return {"kind": type(self).__name__, **{f.name: _write(getattr(self, f.name)) for f in fields}}
+
+    # For classes with a field that is a tensor, declared with `eq=False, repr=False`; dataclass writes the others' own.
+    def __repr__(self) -> str:
+        fields = [(f.name, getattr(self, f.name)) for f in dataclasses.fields(self)]  # type: ignore[arg-type]
+        shown = [f"{n}=tensor{tuple(v.shape)}" if isinstance(v, Tensor) else f"{n}={v!r}" for n, v in fields]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and all(
+            _same(getattr(self, f.name), getattr(other, f.name))
+            for f in dataclasses.fields(self)  # type: ignore[arg-type]
+        )
+
+    def __hash__(self) -> int:
+        fields = [getattr(self, f.name) for f in dataclasses.fields(self)]  # type: ignore[arg-type]
+        return hash((type(self), *(tuple(v.shape) if isinstance(v, Tensor) else v for v in fields)))
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any] | str | Self) -> Self:
@@ -52,7 +71,27 @@ class Spec:
         return tuple(cls._read(v) for v in value) if isinstance(value, list | tuple) else value
 
 
+def tensor_field(value: Spec, name: str) -> Tensor | None:
+    """The field `name` of a frozen value as a tensor, put in place: nested lists, as they come from JSON, in float64; a
+    tensor as it is, with its gradient."""
+    field = getattr(value, name)
+    if isinstance(field, list | tuple):
+        field = torch.tensor(field, dtype=torch.float64)
+        object.__setattr__(value, name, field)
+    if field is not None and not isinstance(field, Tensor):
+        raise TypeError(f"{name}: expected a tensor or nested lists of numbers, got {type(field).__name__}")
+    return field
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a is b or (a.shape == b.shape and torch.equal(a.double(), b.to(a.device).double()))
+    return type(a) is type(b) and bool(a == b)
+
+
 def _write(value: Any) -> Any:
     if isinstance(value, Spec):
         return value.to_spec()
+    if isinstance(value, Tensor):
+        return value.tolist()
     return [_write(v) for v in value] if isinstance(value, list | tuple) else value

@@ -239,7 +239,6 @@ class Everything(nn.Module):
         self.nan = nn.Parameter(torch.full((4, 2), float("nan")))
         self.zero = nn.Parameter(torch.zeros(4, 2))
         self.count = nn.Parameter(torch.ones(4, 2, dtype=torch.int64), requires_grad=False)
-        self.z = nn.Parameter(torch.ones(4, 2, dtype=torch.complex64))
         self.register_buffer("table", torch.randn(4, 2))
 
 
@@ -255,7 +254,6 @@ REFUSALS = {
     "NaN": (("nan", Stiefel()), {}, ValueError, ["Everything.nan", "NaN"]),
     "no nearest point": (("zero", Stiefel()), {}, ValueError, ["Everything.zero", "nothing was changed"]),
     "integers": (("count", Stiefel()), {}, ValueError, ["count", "int64"]),
-    "complex": (("z", Stiefel()), {}, ValueError, ["z", "complex64"]),
     "off the manifold": (
         ("square", Stiefel()),
         {"project": False},

@@ -309,7 +309,7 @@ class Bad(nn.Module):
         self.b, self.a = nn.Parameter(torch.randn(4, 2)), nn.Parameter(torch.randn(2, 4))
         constrain(self, ("b", "a"), FixedRank())
         self.plain, self.known = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
-        self.z = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+        self.z = nn.Parameter(torch.ones(2, dtype=torch.complex32))
 
 
 BAD_GROUPS = {
@@ -321,7 +321,7 @@ BAD_GROUPS = {
     "nothing": (lambda m: [], ValueError, "empty"),
     "no tensor": (lambda m: [m.good.weight, 3.0], TypeError, "float"),
     "integers": (lambda m: [m.plain, torch.ones(2, dtype=torch.int64)], ValueError, "int64"),
-    "complex": (lambda m: [m.plain, m.z], ValueError, "complex64"),
+    "half complex": (lambda m: [m.plain, m.z], ValueError, "complex32"),
     "not a leaf": (lambda m: [m.plain, m.plain * 2], ValueError, "leaf"),
     "some with names": (lambda m: [("w", m.good.weight), m.plain], ValueError, "1 named and 1 unnamed"),
     "names where there were none": (lambda m: [("p", m.plain)], ValueError, "names"),

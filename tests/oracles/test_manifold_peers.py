@@ -217,13 +217,13 @@ def peers() -> list[Peer]:
         Peer("geomstats large grassmann", Grassmann(), (5, 3), _geomstats_grassmann(5, 3)),
         Peer(
             "geoopt spd",
-            SPD("second_order"),
+            SPD(retraction="second_order"),
             (4, 4),
             _geoopt(geoopt.SymmetricPositiveDefinite(), *rows, "transport"),
         ),
         Peer(
             "pymanopt spd",
-            SPD("second_order"),
+            SPD(retraction="second_order"),
             (4, 4),
             _pymanopt(pymanopt.manifolds.SymmetricPositiveDefinite(4), 2, *rows, "norm"),
         ),
@@ -272,7 +272,7 @@ CURVED = [
         (Grassmann(), (6, 2)),
         (Grassmann(), (5, 3)),
         (SPD(), (4, 4)),
-        (SPD("second_order"), (4, 4)),
+        (SPD(retraction="second_order"), (4, 4)),
     ]
 ]
 ALL = [

@@ -22,12 +22,12 @@ CLOSE = {"rtol": 1e-10, "atol": 1e-11}
 LR = 0.1
 
 
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
-def point(manifold: Manifold, *shape: int, seed: int = 0) -> Tensor:
-    return manifold.random_point(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+def point(manifold: Manifold, *shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return manifold.random_point(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 def polar(a: Tensor) -> Tensor:
@@ -52,19 +52,20 @@ def muon(manifold: Manifold, tensors: tuple[Tensor, ...], grads: tuple[Tensor, .
 
 def direction(x: Tensor, g: Tensor) -> Tensor:
     """The step on Stiefel: one polar factor in the span of x, one across it."""
-    xg = x.mT @ g
-    turn = (xg - xg.mT) / 2
-    return x @ ((p := polar(turn)) - p.mT) / 2 + polar(g - x @ xg)
+    xg = x.mH @ g
+    turn = (xg - xg.mH) / 2
+    return x @ ((p := polar(turn)) - p.mH) / 2 + polar(g - x @ xg)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
 @pytest.mark.parametrize("shape", [(8, 3), (20, 5), (40, 35), (6, 1), (30, 12)], ids=str)
-def test_stiefel(shape: tuple[int, int]) -> None:
-    """Odd p, where a skew matrix has a null vector; p > n - p, where the horizontal block has not full rank."""
-    x, g = point(Stiefel(), *shape), randn(*shape, seed=1)
+def test_stiefel(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    """Odd p, where a real skew matrix has a null vector; p > n - p, where the horizontal block has not full rank."""
+    x, g = point(Stiefel(), *shape, dtype=dtype), randn(*shape, seed=1, dtype=dtype)
     step = x - LR * direction(x, g)
     (y,) = muon(Stiefel(), (x,), (g,))
     q, r = torch.linalg.qr(step)
-    torch.testing.assert_close(y, q * r.diagonal().sign(), **CLOSE)
+    torch.testing.assert_close(y, q * torch.sgn(r.diagonal()), **CLOSE)
     (y,) = muon(Stiefel("euclidean", "polar"), (x,), (g,))
     torch.testing.assert_close(y, polar(step), **CLOSE)
 
@@ -104,7 +105,7 @@ def test_spd(n: int) -> None:
     (y,) = muon(SPD(), (x,), (g,))
     w, v = torch.linalg.eigh(-LR * inverse @ step @ inverse)
     torch.testing.assert_close(y, root @ (v * w.exp()) @ v.mT @ root, **CLOSE)
-    (y,) = muon(SPD("second_order"), (x,), (g,))
+    (y,) = muon(SPD(retraction="second_order"), (x,), (g,))
     torch.testing.assert_close(y, x - LR * step + LR**2 / 2 * step @ x.inverse() @ step, **CLOSE)
 
 

@@ -96,6 +96,35 @@ def test_maximize_equals_torch(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.complex128, torch.complex64], ids=str)
+@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize("name", PAIRS)
+def test_equals_torch_on_complex_parameters(name: str, maximize: bool, dtype: torch.dtype) -> None:
+    """50 steps on two matrices, which are one batch, and a vector. Adam and Adagrad see a complex entry as two numbers.
+    complex64: Adam divides by roots of small squares, and 1e-4 is a thousand eps."""
+    ours, theirs, options, extra = PAIRS[name]
+    seed = torch.Generator().manual_seed(0)
+    a, b, c = (torch.randn(4, 4, generator=seed, dtype=dtype) for _ in range(3))
+    start = [torch.randn(shape, generator=seed, dtype=dtype) for shape in ((4, 3), (4, 3), (3,))]
+
+    def run(kind: Any, **more: Any) -> list[Tensor]:
+        params = [nn.Parameter(t.clone()) for t in start]
+        optimizer = kind(params, **options, **more, maximize=maximize)
+        for _ in range(50):
+            optimizer.zero_grad()
+            x, y, v = params
+            residuals = torch.cat([a @ x + y * v.conj(), b @ y - c[:, :3]])
+            value = residuals.abs().square().log1p().mean()
+            (-value if maximize else value).backward()
+            for p in params:
+                p.grad = p.grad.resolve_conj()  # torch's Adam fails on the conjugates that its autograd leaves
+            optimizer.step()
+        return [p.detach() for p in params]
+
+    single = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.complex64 else {}
+    assert_same(run(ours), run(theirs, **extra), **single)
+
+
 def two_groups(model: nn.Module) -> list[dict[str, Any]]:
     weights = [p for p in model.parameters() if p.ndim == 2]
     biases = [p for p in model.parameters() if p.ndim == 1]
@@ -236,25 +265,26 @@ def test_muon_in_one_batch_equals_torch_one_by_one() -> None:
 
 def inverse_fourth_root(s: Tensor) -> Tensor:
     w, v = torch.linalg.eigh(s)
-    return v @ torch.diag(w**-0.25) @ v.mT
+    return (v * w**-0.25) @ v.mH
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
 @pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4)], ids=str)
-def test_shampoo_first_steps(shape: tuple[int, int]) -> None:
+def test_shampoo_first_steps(shape: tuple[int, int], dtype: torch.dtype) -> None:
     """Gupta, Koren and Singer, algorithm 1, with the eps of our convention: relative to the mean of the diagonal."""
     eps, lr, beta = 1e-4, 0.1, 0.9
     seed = torch.Generator().manual_seed(0)
-    expected = torch.randn(shape, generator=seed, dtype=torch.float64)
+    expected = torch.randn(shape, generator=seed, dtype=dtype)
     x = nn.Parameter(expected.clone())
     optimizer = steepest.Shampoo([x], lr=lr, eps=eps, momentum=beta)
     m, n = shape
-    left, right = torch.zeros(m, m, dtype=torch.float64), torch.zeros(n, n, dtype=torch.float64)
+    left, right = torch.zeros(m, m, dtype=dtype), torch.zeros(n, n, dtype=dtype)
     momentum = torch.zeros_like(expected)
     for _ in range(5):
-        g = torch.randn(shape, generator=seed, dtype=torch.float64)
+        g = torch.randn(shape, generator=seed, dtype=dtype)
         x.grad = g.clone()
         optimizer.step()
-        left, right = left + g @ g.mT, right + g.mT @ g
+        left, right = left + g @ g.mH, right + g.mH @ g
         damped = [s + eps * s.trace() / len(s) * torch.eye(len(s), dtype=s.dtype) for s in (left, right)]
         direction = inverse_fourth_root(damped[0]) @ g @ inverse_fourth_root(damped[1])
         momentum = beta * momentum + (1 - beta) * direction
@@ -278,7 +308,7 @@ MANIFOLDS = {
     "sphere": (Sphere(), (7,), lambda g: g.Sphere()),
     "stiefel": (Stiefel(), (7, 3), lambda g: g.EuclideanStiefel()),
     "square stiefel": (Stiefel(), (4, 4), lambda g: g.EuclideanStiefel()),
-    "spd": (SPD("second_order"), (4, 4), lambda g: g.SymmetricPositiveDefinite()),
+    "spd": (SPD(retraction="second_order"), (4, 4), lambda g: g.SymmetricPositiveDefinite()),
 }
 
 

@@ -44,7 +44,7 @@ CURVED: list[tuple[Any, tuple[int, ...]]] = [
     (Grassmann(), (5, 3)),
     (SPD(), (4, 4)),
 ]
-EMBEDDED = [*CURVED, (SPD("second_order"), (4, 4)), *((m, (6, 3)) for m in STIEFEL), (Stiefel(), (4, 4))]
+EMBEDDED = [*CURVED, (SPD(retraction="second_order"), (4, 4)), *((m, (6, 3)) for m in STIEFEL), (Stiefel(), (4, 4))]
 curved = pytest.mark.parametrize(("manifold", "shape"), CURVED, ids=str)
 embedded = pytest.mark.parametrize(("manifold", "shape"), EMBEDDED, ids=str)
 
@@ -246,7 +246,7 @@ class Layer(nn.Module):
         return self.manifold.residual(self.weight.detach().double()).item()
 
 
-MANIFOLDS = [Stiefel(), Stiefel("canonical", "polar"), Grassmann(), Sphere(), Oblique(), SPD(), SPD("second_order")]
+MANIFOLDS = [Stiefel(), Stiefel("canonical", "polar"), Grassmann(), Sphere(), Oblique(), SPD(), SPD(retraction="second_order")]
 every_manifold = pytest.mark.parametrize("manifold", MANIFOLDS, ids=str)
 
 
@@ -526,7 +526,7 @@ def test_compile_without_graph_breaks(manifold: Stiefel) -> None:
 
 def test_traces_without_graph_breaks() -> None:
     """The same without a code generator: the front end alone, which is what refuses."""
-    for manifold in (Stiefel(), Stiefel("canonical", "polar"), SPD("second_order"), Grassmann(), Euclidean()):
+    for manifold in (Stiefel(), Stiefel("canonical", "polar"), SPD(retraction="second_order"), Grassmann(), Euclidean()):
 
         def move(x: Tensor, g: Tensor, manifold: Any = manifold) -> Tensor:
             return manifold.retract(x, manifold.grad(x, -0.1 * g))

@@ -8,6 +8,7 @@ tuple of tensors where the frame has several blocks.
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -15,26 +16,12 @@ import torch
 from torch import Tensor
 
 from steepest.linalg.precision import widen
+from steepest.manifolds import geodesic, karcher
+from steepest.manifolds.tensors import Tensors, as_tuple, like, total
 from steepest.spec import Spec
 
-Tensors = Tensor | tuple[Tensor, ...]
-"""One tensor, or a tuple of them."""
-
-
-def as_tuple(x: Tensors) -> tuple[Tensor, ...]:
-    """The tensors of a point, a tangent vector or coordinates, always as a tuple."""
-    return x if isinstance(x, tuple) else (x,)
-
-
-def like(x: Tensors, parts: Sequence[Tensor]) -> Tensors:
-    """`parts` packed as `x` is: a bare tensor for a bare tensor."""
-    return tuple(parts) if isinstance(x, tuple) else parts[0]
-
-
-def total(x: Tensor, ndim: int) -> Tensor:
-    """Sum over the last `ndim` dimensions; torch's own sum over none of them would sum over all."""
-    return x.sum(tuple(range(-ndim, 0))) if ndim else x
-
+OPERATIONS = ("exp", "log", "dist", "transport", "hessian", "mean")
+"""What every manifold can do besides optimisation: by a formula of its own, or by the general method of this class."""
 
 class Manifold(Spec, abc.ABC):
     """A matrix manifold; a frozen dataclass whose fields are its metric, its retraction and its sizes.
@@ -46,16 +33,31 @@ class Manifold(Spec, abc.ABC):
 
     To write a manifold, give the methods that are abstract below. Those with a leading underscore take, in place of
     the point, what `frame(x)` computed of it once (a Cholesky factor, say; by default the point itself), so that one
-    optimiser step factors each point once. `exp`, `log`, `dist` and `transport` exist only where a closed form is
-    known: ask with `hasattr`. `steepest.testing.check_manifold` checks all of it.
+    optimiser step factors each point once. `steepest.testing.check_manifold` checks all of it.
+
+    `exp`, `log`, `dist`, `transport`, `hessian` and `mean` work everywhere: the frame determines the metric, and so the
+    geodesics, which the general methods here integrate and shoot along. A manifold that knows a formula gives it in
+    their place; `closed` tells for which.
+
+    Points may be complex where `scalars` says so. The inner product is then Re tr(A^H B), for which torch's gradient of
+    a real function is the gradient.
     """
 
     arity: ClassVar[int] = 1
     """Number of tensors that make up a point."""
     ndim: ClassVar[int] = 2
-    """Number of trailing dimensions of one point; all before are batch dimensions."""
+    """Number of trailing dimensions of the tensors of a point, where all have as many."""
     identity_carry: ClassVar[bool] = False
     """Whether `carry` returns conforming coordinates as they are, so that an optimiser may leave the call out."""
+    scalars: ClassVar[tuple[str, ...]] = ("real",)
+    """What entries may be: "real", "complex" or both."""
+    parallel: ClassVar[bool] = False
+    """Whether `transport` is the parallel one, along the shortest geodesic."""
+
+    @property
+    def point_ndims(self) -> tuple[int, ...]:
+        """Number of trailing dimensions of each tensor of a point; all before are batch dimensions."""
+        return (self.ndim,) * self.arity
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -131,6 +133,10 @@ class Manifold(Spec, abc.ABC):
     def shape_error(self, x: Any) -> str:
         """What is wrong with the shape of x, and what was expected; the empty string when nothing is."""
 
+    @abc.abstractmethod
+    def dim(self, shape: Any, scalars: str = "real") -> int:
+        """Dimension over the real numbers of the manifold of points of the given shape, whose entries are `scalars`."""
+
     @classmethod
     @abc.abstractmethod
     def examples(cls) -> list[tuple[Manifold, Any]]:
@@ -138,9 +144,13 @@ class Manifold(Spec, abc.ABC):
 
     def represent(self, x: Any) -> Any:
         """The matrix that the point stands for, the same for all its representatives: x itself, B A for a pair of
-        factors,
-        the projector X X^T for a basis of a subspace."""
+        factors, the projector X X^H for a basis of a subspace."""
         return x
+
+    @property
+    def closed(self) -> frozenset[str]:
+        """Those of `OPERATIONS` for which this manifold has a formula or an algorithm of its own."""
+        return frozenset(name for name in OPERATIONS if getattr(type(self), name) is not getattr(Manifold, name))
 
     # What every manifold inherits. ------------------------------------------------------------------------------------
 
@@ -183,12 +193,68 @@ class Manifold(Spec, abc.ABC):
     def inner(self, x: Any, u: Any, v: Any) -> Tensor:
         """Riemannian inner product of tangent vectors at x, shape `(*b,)`."""
         f = self.frame(x)
-        pairs = zip(as_tuple(self._coords(f, u)), as_tuple(self._coords(f, v)), self.block_ndims, strict=True)
-        return sum(total(a * b, k) for a, b, k in pairs)  # type: ignore[return-value]
+        return self._dot(self._coords(f, u), self._coords(f, v))
+
+    def _dot(self, h: Any, k: Any) -> Tensor:
+        """Frobenius inner product of coordinates, shape `(*b,)`."""
+        pairs = zip(as_tuple(h), as_tuple(k), self.block_ndims, strict=True)
+        return sum(total((a.conj() * b).real, n) for a, b, n in pairs)  # type: ignore[return-value]
 
     def norm(self, x: Any, v: Any) -> Tensor:
-        """Riemannian norm of a tangent vector at x, shape `(*b,)`."""
-        return self.inner(x, v, v).sqrt()
+        """Riemannian norm of a tangent vector at x, shape `(*b,)`; its derivative at v = 0 is taken as zero."""
+        parts = zip(as_tuple(self._coords(self.frame(x), v)), self.block_ndims, strict=True)
+        lengths = [torch.linalg.vector_norm(a, dim=tuple(range(-n, 0))) if n else a.abs() for a, n in parts]
+        return lengths[0] if len(lengths) == 1 else torch.linalg.vector_norm(torch.stack(lengths), dim=0)
+
+    def random_tangent(self, x: Any, *, generator: torch.Generator | None = None) -> Any:
+        """Standard Gaussian on the tangent space at x, in the Riemannian metric."""
+        f = self.frame(x)
+        h = as_tuple(self._pull(f, x))
+        noise = [torch.randn(b.shape, generator=generator, dtype=b.dtype, device=b.device) for b in h]
+        # torch's complex Gaussian has variance one for the two real dimensions of an entry together
+        noise = [b * math.sqrt(2) if b.is_complex() else b for b in noise]
+        return self._push(f, tuple(noise) if len(self.blocks) > 1 else noise[0])
+
+    # What every manifold can do, and some do by a formula of their own. -----------------------------------------------
+
+    def exp(self, x: Any, v: Any) -> Any:
+        """End of the geodesic that leaves x with velocity v, by integration (`geodesic.integrate`)."""
+        return geodesic.integrate(self, x, v)
+
+    def log(self, x: Any, y: Any) -> Any:
+        """A v with `exp(x, v) == y`, as short as Newton's method finds from v = 0 (`geodesic.shoot`). NaN, with a
+        warning, where it finds none."""
+        return geodesic.shoot(self, x, y)
+
+    def dist(self, x: Any, y: Any) -> Tensor:
+        """Length of `log(x, y)`, shape `(*b,)`."""
+        return self.norm(x, self.log(x, y))
+
+    def transport(self, x: Any, y: Any, v: Any) -> Any:
+        """v, tangent at x, as a tangent vector at y: through the coordinates, as momentum is carried. Not the parallel
+        transport, and where `carry` projects, not an isometry."""
+        f, to = self.frame(x), self.frame(y)
+        return self._push(to, self._carry(f, to, self._coords(f, v)))
+
+    def hessian(self, x: Any, g: Any, gv: Any, v: Any) -> Any:
+        """Riemannian Hessian times the tangent vector v, from the Euclidean gradient g at x and the Euclidean Hessian
+        times v, `gv` (`geodesic.hessian`: from the frame alone)."""
+        return geodesic.hessian(self, x, g, gv, v)
+
+    def mean(self, points: Any, weights: Tensor | None = None) -> Any:
+        """Karcher mean of points stacked along a new first dimension, `(k, *b, ...)`: the minimiser, near the first of
+        them, of the weighted sum of squared distances (`karcher.mean`).
+
+        Differentiable twice, in the points and the weights. NaN, with a warning, where the iteration does not converge:
+        points too far apart may have no mean, or several.
+
+        Args:
+            points: a tensor, or a tuple of tensors where `arity > 1`.
+            weights: positive, `(k,)` or `(k, *b)`; scaled to sum one. None: equal.
+        """
+        return karcher.mean(self, points, weights)
+
+    # Checks. ----------------------------------------------------------------------------------------------------------
 
     def check_point(self, x: Any, name: str = "x", dtype: torch.dtype | None = None) -> None:
         """Raise a ValueError that names the fault unless x is a point of this manifold, to the root of the precision of
@@ -198,6 +264,9 @@ class Manifold(Spec, abc.ABC):
             raise ValueError(f"{name}: a point of {self} is made of {self.arity} tensor(s), got {len(tensors)}")
         if fault := self.shape_error(x):
             raise ValueError(f"{name}: {fault}")
+        kind = "complex" if any(t.is_complex() for t in tensors) else "real"
+        if kind not in self.scalars:
+            raise ValueError(f"{name}: entries are {kind} ({tensors[0].dtype}), expected {' or '.join(self.scalars)}")
         worst = self.residual(like(x, [widen(t.detach()) for t in tensors])).max().item()
         dtype = dtype or tensors[0].dtype
         tolerance = 4 * torch.finfo(dtype).eps ** 0.5

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from steepest.manifolds.base import Manifold, total
+from steepest.manifolds.base import Manifold
+from steepest.manifolds.tensors import total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Euclidean(Manifold):
     ndim: int = 2  # type: ignore[misc]
 
     identity_carry: ClassVar[bool] = True
+    scalars: ClassVar[tuple[str, ...]] = ("real", "complex")
+    parallel: ClassVar[bool] = True
 
     def _push(self, x: Tensor, h: Tensor) -> Tensor:
         return h
@@ -57,13 +61,17 @@ class Euclidean(Manifold):
         """v itself."""
         return v
 
+    def hessian(self, x: Tensor, g: Tensor, gv: Tensor, v: Tensor) -> Tensor:
+        """`gv`."""
+        return gv
+
     def project(self, x: Tensor) -> Tensor:
         """x itself."""
         return x
 
     def residual(self, x: Tensor) -> Tensor:
         """Zero; NaN where an entry is not finite."""
-        return total(x * 0, self.ndim)
+        return total(x.abs() * 0, self.ndim)
 
     def random_point(self, shape: tuple[int, ...], *, generator: Any = None, **kwargs: Any) -> Tensor:
         """Standard normal entries."""
@@ -72,6 +80,10 @@ class Euclidean(Manifold):
     def shape_error(self, x: Tensor) -> str:
         """Anything with at least `ndim` dimensions will do."""
         return "" if x.ndim >= self.ndim else f"shape {tuple(x.shape)} has fewer than {self.ndim} dimensions"
+
+    def dim(self, shape: tuple[int, ...], scalars: str = "real") -> int:
+        """The number of entries."""
+        return math.prod(shape) * (2 if scalars == "complex" else 1)
 
     @classmethod
     def examples(cls) -> list[tuple[Manifold, Any]]:

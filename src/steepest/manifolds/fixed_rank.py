@@ -10,7 +10,9 @@ from torch import Tensor
 
 from steepest.checks import check_range
 from steepest.linalg import double, triangular_inverse
+from steepest.linalg.precision import is_double
 from steepest.manifolds.base import Manifold
+from steepest.manifolds.flow import flow
 
 Pair = tuple[Tensor, Tensor]
 
@@ -30,10 +32,10 @@ class FixedRankFrame(NamedTuple):
 class FixedRank(Manifold):
     """Matrices W = B A of rank r, as pairs of B `(*b, m, r)` and A `(*b, r, n)`: LoRA's two factors are one point.
 
-    (B M, M^-1 A) is the same W for every invertible M, and the metric tr(U_B A A^T V_B^T) + tr(U_A^T B^T B V_A) does
+    (B M, M^-1 A) is the same W for every invertible M, and the metric tr(U_B A A^H V_B^H) + tr(U_A^H B^H B V_A) does
     not see the difference: whatever the scaling of the factors, an optimiser that acts on singular values or linearly
     (SGD, momentum, Muon) makes the same steps of W, and an entrywise one (Adam) does so under lower triangular M,
-    scalings among them. With La La^T = A A^T and Lb Lb^T = B^T B, `push((B, A), (hB, hA)) = (hB La^-1, Lb^-T hA)`.
+    scalings among them. With La La^H = A A^H and Lb Lb^H = B^H B, `push((B, A), (hB, hA)) = (hB La^-1, Lb^-H hA)`.
 
     LoRA starts from B = 0, where that metric is degenerate: a zero factor counts as orthonormal, so that the other
     one's gradient, zero there, moves nothing. Within a factor, a direction that is dependent on the ones before it, up
@@ -57,6 +59,7 @@ class FixedRank(Manifold):
     turn: float | None = None
 
     arity: ClassVar[int] = 2
+    scalars: ClassVar[tuple[str, ...]] = ("real", "complex")
 
     def __post_init__(self) -> None:
         if self.turn is not None:
@@ -70,20 +73,20 @@ class FixedRank(Manifold):
     def frame(self, x: Pair) -> FixedRankFrame:
         """Gram factors and their inverses; products with the tall factors come last, one for each."""
         b, a = x
-        return FixedRankFrame(b, a, *_gram_factor(a.mT), *_gram_factor(b))
+        return FixedRankFrame(b, a, *gram_factor(a.mH), *gram_factor(b))
 
     def _push(self, f: FixedRankFrame, h: Pair) -> Pair:
-        return h[0] @ f.la_inv.to(h[0].dtype), f.lb_inv.mT.to(h[1].dtype) @ h[1]
+        return h[0] @ f.la_inv.to(h[0].dtype), f.lb_inv.mH.to(h[1].dtype) @ h[1]
 
     def _pull(self, f: FixedRankFrame, g: Pair) -> Pair:
-        return g[0] @ f.la_inv.mT.to(g[0].dtype), f.lb_inv.to(g[1].dtype) @ g[1]
+        return g[0] @ f.la_inv.mH.to(g[0].dtype), f.lb_inv.to(g[1].dtype) @ g[1]
 
     def _coords(self, f: FixedRankFrame, v: Pair) -> Pair:
-        return v[0] @ f.la.to(v[0].dtype), f.lb.mT.to(v[1].dtype) @ v[1]
+        return v[0] @ f.la.to(v[0].dtype), f.lb.mH.to(v[1].dtype) @ v[1]
 
     def _carry(self, f: FixedRankFrame, to: FixedRankFrame, h: Pair) -> Pair:
         # Through the tangent vector, so that momentum keeps the invariance; the two r x r matrices first.
-        return h[0] @ (f.la_inv @ to.la).to(h[0].dtype), (to.lb.mT @ f.lb_inv.mT).to(h[1].dtype) @ h[1]
+        return h[0] @ (f.la_inv @ to.la).to(h[0].dtype), (to.lb.mH @ f.lb_inv.mH).to(h[1].dtype) @ h[1]
 
     def _move(self, f: FixedRankFrame, h: Pair) -> Pair:
         vb, va = self._push(f, (h[0], self._bounded(f, h[1])))
@@ -92,13 +95,45 @@ class FixedRank(Manifold):
     def _bounded(self, f: FixedRankFrame, ha: Tensor) -> Tensor:
         if self.turn is None:
             return ha
-        whole = torch.linalg.matrix_norm(f.lb.mT @ f.la, keepdim=True)  # |B A|, in r x r; |B dA| is |hA|
+        whole = torch.linalg.matrix_norm(f.lb.mH @ f.la, keepdim=True)  # |B A|, in r x r; |B dA| is |hA|
         part = torch.linalg.matrix_norm(ha, keepdim=True).clamp_min(torch.finfo(ha.dtype).tiny)
         return ha * (self.turn * whole / part).clamp_max(1).to(ha.dtype)
+
+    def horizontal(self, x: Pair, v: Pair) -> Pair:
+        """v without its part along (B N, -N A), which does not change W: the shortest v with the same dW = dB A + B dA.
+        Gradients of functions of W are horizontal, and along such v `exp` is a geodesic of matrices."""
+        f = self.frame(x)
+        return self._push(f, self._horizontal(f, self._coords(f, v)))
+
+    def _horizontal(self, f: FixedRankFrame, h: Pair) -> Pair:
+        # With orthonormal Qb = B Lb^-H and Qa = La^-1 A, h is horizontal where Qb^H hB = hA Qa^H.
+        qb, qa = f.b @ f.lb_inv.mH.to(f.b.dtype), f.la_inv.to(f.a.dtype) @ f.a
+        n = (qb.mH @ h[0] - h[1] @ qa.mH) / 2
+        return h[0] - qb @ n, h[1] + n @ qa
 
     def _decay(self, f: FixedRankFrame, h: Pair, rate: float) -> Pair:
         b, a = self._coords(f, (f.b, f.a))
         return h[0] + rate / 2 * b, h[1] + rate / 2 * a  # half in each factor: d(B A) = B A
+
+    def exp(self, x: Pair, v: Pair) -> Pair:
+        """End of the geodesic of pairs that leaves x with velocity v; for a horizontal v it is one of the matrices B A.
+
+        By integration of the Euler-Lagrange equations of |B' La|^2 + |Lb^H A'|^2,
+
+            B'' = (B A' A'^H - B' G') G^-1 with G = A A^H,    A'' = K^-1 (B'^H B' A - K' A') with K = B^H B.
+
+        NaN where a factor loses rank on the way.
+        """
+
+        def field(state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            b, a, db, da = state
+            across, along = da @ a.mH, db.mH @ b
+            ddb = _solve(a @ a.mH, (b @ (da @ da.mH) - db @ (across + across.mH)).mH).mH
+            dda = _solve(b.mH @ b, (db.mH @ db) @ a - (along + along.mH) @ da)
+            return db, da, ddb, dda
+
+        b, a, _, _ = flow(field, (*x, *v))
+        return b, a
 
     def represent(self, x: Pair) -> Tensor:
         """W = B A, `(*b, m, n)`."""
@@ -110,7 +145,7 @@ class FixedRank(Manifold):
 
     def residual(self, x: Pair) -> Tensor:
         """Zero; NaN where an entry is not finite."""
-        return (x[0] * 0).sum((-2, -1)) + (x[1] * 0).sum((-2, -1))
+        return ((x[0] * 0).sum((-2, -1)) + (x[1] * 0).sum((-2, -1))).abs()
 
     def random_point(self, shape: tuple[Any, Any], *, generator: Any = None, **kwargs: Any) -> Pair:
         """Gaussian factors, scaled so that the entries of W have variance one."""
@@ -126,6 +161,11 @@ class FixedRank(Manifold):
             return f"rank r = {b[-1]} exceeds a side of W, {b[-2]} x {a[-1]}: expected r <= min(m, n)"
         return ""
 
+    def dim(self, shape: Any, scalars: str = "real") -> int:
+        """(m + n - r) r, of the matrices B A; the pairs have r^2 more. Of complex ones twice that."""
+        (m, r), (_, n) = (s[-2:] for s in shape)
+        return int((m + n - r) * r) * (2 if scalars == "complex" else 1)
+
     @classmethod
     def examples(cls) -> list[tuple[Manifold, Any]]:
         """Low rank, rank one, full rank; the turn bounded."""
@@ -133,32 +173,38 @@ class FixedRank(Manifold):
             (cls(turn=0.1), ((6, 2), (2, 5))),
             (cls(), ((6, 2), (2, 5))),
             (cls(), ((4, 1), (1, 3))),
-            (cls(), ((3, 3), (3, 4))),
+            (cls(), ((2, 2), (2, 4))),
         ]
 
 
-def _gram_factor(b: Tensor) -> tuple[Tensor, Tensor]:
-    """L lower triangular with L L^T = B^T B, and its inverse, for B `(*b, m, r)`; both in float64.
+def _solve(gram: Tensor, y: Tensor) -> Tensor:
+    """gram^-1 y for a positive definite gram; not a number where it is not."""
+    lower, _ = torch.linalg.cholesky_ex(gram)
+    return torch.cholesky_solve(y, lower)
+
+
+def gram_factor(b: Tensor) -> tuple[Tensor, Tensor]:
+    """L lower triangular with L L^H = B^H B, and its inverse, for B `(*b, m, r)`; both in float64 (complex128).
 
     The damping follows the precision of B's entries: (16 eps)^2 relative to the trace. A Gram matrix in float64 cannot
-    hold that for float64 entries, so there the factor of B L^-T, nearly orthonormal, refines the first (CholeskyQR2).
+    hold that for float64 entries, so there the factor of B L^-H, nearly orthonormal, refines the first (CholeskyQR2).
     Rows of the inverse that belong to dependent directions are zero.
     """
-    eps = max(torch.finfo(b.dtype).eps, torch.finfo(torch.float32).eps if b.dtype != torch.float64 else 0.0)
+    eps = max(torch.finfo(b.dtype).eps, 0.0 if is_double(b) else torch.finfo(torch.float32).eps)
     b = double(b)
     r = b.shape[-1]
     eye = torch.eye(r, dtype=b.dtype, device=b.device)
-    gram = b.mT @ b
-    trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    gram = b.mH @ b
+    trace = gram.diagonal(dim1=-2, dim2=-1).real.sum(-1)[..., None, None]
     zero = trace == 0
     damping = (16 * eps) ** 2
     first = damping if eps > 1e-10 else 4 * r * eps
     L, _ = torch.linalg.cholesky_ex(torch.where(zero, eye, gram + first * trace * eye))
     inv = triangular_inverse(L)
     if eps <= 1e-10:
-        q = b @ inv.mT
-        second, _ = torch.linalg.cholesky_ex(torch.where(zero, eye, q.mT @ q + 4 * r * eps * eye))
+        q = b @ inv.mH
+        second, _ = torch.linalg.cholesky_ex(torch.where(zero, eye, q.mH @ q + 4 * r * eps * eye))
         L, inv = L @ second, triangular_inverse(second) @ inv
         damping = (4 * r * eps) ** 2
-    pivot = L.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
+    pivot = L.diagonal(dim1=-2, dim2=-1).real.unsqueeze(-1)
     return L, torch.where(zero | (pivot**2 > 16 * damping * trace), inv, 0.0)

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from steepest.linalg import cholesky_qr, low_rank_expm1, polar, sym_angle_over_sine
+from steepest.linalg import cholesky_qr, polar, sym_angle_over_sine, sym_inv_sqrt
+from steepest.linalg.entire import sym_versine_sinc
+from steepest.linalg.reorthonormalize import reorthonormalize
 from steepest.manifolds.base import Manifold
-from steepest.manifolds.stiefel import Stiefel, _euclidean_exp
+from steepest.manifolds.stiefel import Stiefel
+
+RETRACTIONS = ("qr", "polar", "exp")
 
 
 @dataclasses.dataclass(frozen=True)
 class Grassmann(Manifold):
-    """Subspaces of dimension p of R^n: matrices X `(*b, n, p)`, X^T X = I, of which only the span counts.
+    """Subspaces of dimension p of R^n or C^n: matrices X `(*b, n, p)`, X^H X = I, of which only the span counts.
 
-    Tangent vectors are horizontal, X^T V = 0, and the frame is the orthogonal projection onto them. Functions to be
-    minimised must depend on the span alone: f(X Q) = f(X) for orthogonal Q.
+    Tangent vectors are horizontal, X^H V = 0, and the frame is the orthogonal projection onto them:
+    `push(X, Z) = (I - X X^H) Z`. Functions to be minimised must depend on the span alone: f(X Q) = f(X) for orthogonal
+    (unitary) Q.
+
+    Args:
+        retraction: "qr", by one Cholesky factorisation; "polar", the basis nearest to X + V, of the same span; "exp",
+            the geodesic. All three are of second order.
 
     Edelman, Arias and Smith 1998 (physics/9806030), section 2.5; Bendokat, Zimmermann and Absil 2020 (2011.13699).
 
@@ -27,11 +36,20 @@ class Grassmann(Manifold):
     2.2214
     """
 
+    retraction: str = "qr"
+
+    scalars: ClassVar[tuple[str, ...]] = ("real", "complex")
+    parallel: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.retraction not in RETRACTIONS:
+            raise ValueError(f"retraction: unknown {self.retraction!r}, expected one of {', '.join(RETRACTIONS)}")
+
     def _push(self, x: Tensor, h: Tensor) -> Tensor:
-        return h - x @ (x.mT @ h)
+        return h - x @ (x.mH @ h)
 
     def _pull(self, x: Tensor, g: Tensor) -> Tensor:
-        return g - x @ (x.mT @ g)
+        return g - x @ (x.mH @ g)
 
     def _coords(self, x: Tensor, v: Tensor) -> Tensor:
         return v
@@ -40,43 +58,56 @@ class Grassmann(Manifold):
         return self._push(x, h)
 
     def _move(self, x: Tensor, h: Tensor) -> Tensor:
-        return cholesky_qr(x + self._push(x, h))
+        v = self._push(x, h)
+        if self.retraction == "exp":
+            return self.exp(x, v)
+        y = x + v
+        return cholesky_qr(y) if self.retraction == "qr" else y @ sym_inv_sqrt(y.mH @ y)  # all mend x's own rounding
 
     def represent(self, x: Tensor) -> Tensor:
-        """Orthogonal projector X X^T onto the span, `(*b, n, n)`."""
-        return x @ x.mT
+        """Orthogonal projector X X^H onto the span, `(*b, n, n)`."""
+        return x @ x.mH
 
     def exp(self, x: Tensor, v: Tensor) -> Tensor:
-        """End of the geodesic that leaves x with velocity v."""
-        return _euclidean_exp(x, v)  # the same curve on Stiefel, as X^T V = 0
+        """End of the geodesic that leaves x with velocity v: X cos(sqrt S) + V sin(sqrt S) / sqrt S with S = V^H V, the
+        formula of Edelman et al. 1998, equation 2.65, without its singular value decomposition, and so with all
+        derivatives, at V = 0 too."""
+        versine, sinc = sym_versine_sinc(v.mH @ v)
+        return reorthonormalize(x + (v @ sinc - x @ versine))
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
-        """The horizontal v of least norm whose `exp(x, v)` spans what y spans. Where a principal angle is a right one
-        there are several, and that angle is left out (Bendokat et al. 2020, section 5.2)."""
-        aligned = y @ polar(y.mT @ x)  # the basis of y's span that is nearest to x
-        cosine = x.mT @ aligned
+        """A horizontal v of least norm whose `exp(x, v)` spans what y spans (Bendokat et al. 2020, section 5.2).
+
+        Unique, and smooth, unless a principal angle is a right one; then one of the shortest is returned."""
+        aligned = y @ _alignment(y, x)
+        cosine = x.mH @ aligned
         return (aligned - x @ cosine) @ sym_angle_over_sine(cosine)
 
     def dist(self, x: Tensor, y: Tensor) -> Tensor:
-        """Root of the summed squares of the principal angles, from their sines and cosines (Bjorck and Golub 1973), so
-        that small and large angles are equally accurate."""
-        xy = x.mT @ y
-        sine, cosine = torch.linalg.svdvals(y - x @ xy), torch.linalg.svdvals(xy)
-        return torch.linalg.vector_norm(torch.atan2(sine[..., : xy.shape[-1]], cosine.flip(-1)), dim=-1)
+        """Root of the summed squares of the principal angles, all of them accurate to a few eps."""
+        return torch.linalg.matrix_norm(self.log(x, y))
 
     def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """Parallel transport along the shortest geodesic, of v horizontal at the basis x to the basis y."""
-        # expm(K X^T - X K^T), K = log(x, y), moves the frame along the geodesic, to the basis of y's span next to x.
+        """Parallel transport along the shortest geodesic, of v horizontal at the basis x to the basis y.
+
+        With K = log(x, y) and S = K^H K it is V - (X sin(sqrt S) / sqrt S + K (1 - cos(sqrt S)) / S) K^H V, at the end
+        of `exp(x, K)` (Edelman et al. 1998, equation 2.68, in terms of S), turned to the basis y."""
         k = self.log(x, y)
-        left, right = torch.cat([k, x], -1), torch.cat([x, -k], -1)
-        return (v + low_rank_expm1(left, right, v)) @ polar(y.mT @ x).mT
+        versine, sinc = sym_versine_sinc(k.mH @ k / 4)  # of half the angles
+        along = sinc @ (k.mH @ v)
+        moved = v - x @ (along - versine @ along) - k @ (sinc @ along) / 2
+        return moved @ _alignment(y, x).mH
+
+    def hessian(self, x: Tensor, g: Tensor, gv: Tensor, v: Tensor) -> Tensor:
+        """(I - X X^H) gv - V X^H G (Edelman et al. 1998, section 2.5.4)."""
+        return self._push(x, gv) - v @ (x.mH @ g)
 
     def project(self, x: Tensor) -> Tensor:
         """Polar factor: the nearest orthonormal matrix, and a basis of x's own span."""
         return polar(x)
 
     def residual(self, x: Tensor) -> Tensor:
-        """Largest entry of `|X^T X - I|`."""
+        """Largest entry of `|X^H X - I|`."""
         return Stiefel().residual(x)
 
     def random_point(self, shape: tuple[int, ...], *, generator: Any = None, **kwargs: Any) -> Tensor:
@@ -87,7 +118,20 @@ class Grassmann(Manifold):
         """Tall or square matrices."""
         return Stiefel().shape_error(x)
 
+    def dim(self, shape: tuple[int, ...], scalars: str = "real") -> int:
+        """(n - p) p, twice that over the complex numbers."""
+        n, p = shape[-2:]
+        return (n - p) * p * (2 if scalars == "complex" else 1)
+
     @classmethod
     def examples(cls) -> list[tuple[Manifold, Any]]:
-        """Planes, lines, more than half of the space."""
-        return [(cls(), (6, 2)), (cls(), (5, 1)), (cls(), (5, 3))]
+        """Planes, lines, more than half of the space; every retraction."""
+        return [(cls(), (6, 2)), (cls("polar"), (5, 1)), (cls("exp"), (5, 3))]
+
+
+def _alignment(y: Tensor, x: Tensor) -> Tensor:
+    """The unitary Q that brings the basis y Q of y's span nearest to x: the polar factor of y^H x, completed (without
+    derivative) by any unitary map of what it leaves out, which is orthogonal to x."""
+    q = polar(y.mH @ x)
+    u, s, vh = torch.linalg.svd(q.detach())
+    return q + (u * (s < 0.5).unsqueeze(-2)) @ vh

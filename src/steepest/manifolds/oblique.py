@@ -13,7 +13,12 @@ from steepest.manifolds.sphere import UnitSlices
 
 @dataclasses.dataclass(frozen=True)
 class Oblique(UnitSlices):
-    """Matrices `(*b, n, p)` whose p columns are unit vectors (dictionaries, normalised weights).
+    """Matrices `(*b, n, p)` whose p columns are unit vectors (dictionaries, normalised weights), real or complex.
+
+    The coordinates are those of all matrices, and the frame removes from each column its part along itself:
+    `push(X, h) = h - X diag(Re X^H h)`. A product of spheres.
+
+    Absil and Gallivan 2006, Joint diagonalization on the oblique manifold for independent component analysis.
 
     >>> x = Oblique().project(torch.ones(4, 2))
     >>> x[0, 0].item()

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from steepest.manifolds.base import Manifold, Tensors, as_tuple
@@ -108,6 +109,52 @@ class Product(Manifold):
             if fault := m.shape_error(part):
                 return f"factor {i}: {fault}"
         return ""
+
+    @property
+    def point_ndims(self) -> tuple[int, ...]:
+        """The factors', in turn."""
+        return tuple(n for f in self.factors for n in f.point_ndims)
+
+    @property
+    def scalars(self) -> tuple[str, ...]:
+        """What all factors may have."""
+        return tuple(s for s in ("real", "complex") if all(s in f.scalars for f in self.factors))
+
+    @property
+    def parallel(self) -> bool:
+        """Whether all factors' transports are parallel."""
+        return all(f.parallel for f in self.factors)
+
+    @property
+    def closed(self) -> frozenset[str]:
+        """What all factors have formulas for; the mean always comes from the shared routine."""
+        return frozenset.intersection(*(f.closed for f in self.factors))
+
+    def exp(self, x: Any, v: Any) -> Any:
+        """The factors'."""
+        return self._each("exp", self._points(x), self._points(v))
+
+    def log(self, x: Any, y: Any) -> Any:
+        """The factors'."""
+        return self._each("log", self._points(x), self._points(y))
+
+    def dist(self, x: Any, y: Any) -> Tensor:
+        """Root of the summed squares of the factors' distances, shape `(*b,)`."""
+        parts = self._each("dist", self._points(x), self._points(y))
+        return torch.linalg.vector_norm(torch.stack(parts), dim=0)
+
+    def transport(self, x: Any, y: Any, v: Any) -> Any:
+        """The factors'."""
+        return self._each("transport", self._points(x), self._points(y), self._points(v))
+
+    def hessian(self, x: Any, g: Any, gv: Any, v: Any) -> Any:
+        """The factors'; `gv` holds what couples them."""
+        return self._each("hessian", *(self._points(t) for t in (x, g, gv, v)))
+
+    def dim(self, shape: Any, scalars: str = "real") -> int:
+        """Sum of the factors'."""
+        shapes = _regroup(shape, [m.arity for m in self.factors])
+        return sum(m.dim(s, scalars) for m, s in zip(self.factors, shapes, strict=True))
 
     @classmethod
     def examples(cls) -> list[tuple[Manifold, Any]]:

@@ -4,43 +4,62 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from steepest.linalg import cholesky_qr, low_rank_expm1, polar, skew, sym_inv_sqrt
+from steepest.linalg import cholesky_qr, double, polar, skew, sym_inv_sqrt, triangular_inverse, unitary_log
+from steepest.linalg.reorthonormalize import reorthonormalize
 from steepest.manifolds.base import Manifold
+from steepest.manifolds.stiefel_log import stiefel_log, warn_unless
 
-METRICS = {"euclidean": 1.0, "canonical": math.sqrt(2.0)}
-"""Scale of the skew block in the orthonormal frame of each metric."""
-RETRACTIONS = ("qr", "polar")
+METRICS = {"euclidean": -0.5, "canonical": 0.0}
+"""Members of the family of metrics that have names."""
+RETRACTIONS = ("qr", "polar", "cayley", "exp")
 
 
 @dataclasses.dataclass(frozen=True)
 class Stiefel(Manifold):
-    """Matrices X `(*b, n, p)`, n >= p, with X^T X = I.
+    """Matrices X `(*b, n, p)`, n >= p, real or complex, with X^H X = I.
 
     The coordinates are two blocks: A `(p, p)`, skew, rotates within the span of X; Z `(n, p)`, horizontal, tilts it.
-    With c = 1 for the Euclidean and sqrt 2 for the canonical metric: `push(X, (A, Z)) = c X skew(A) + (I - X X^T) Z`.
+    The metric is Re tr U^H (I - (2 a + 1) / (2 (a + 1)) X X^H) V for a number a > -1, and with c = sqrt(2 (a + 1)) the
+    frame is `push(X, (A, Z)) = c X skew(A) + (I - X X^H) Z`.
+
+    `exp` is smooth everywhere; it needs two matrix exponentials, of sizes 2p and p (one for the canonical metric).
+    `log` is Newton's method in that size (`stiefel_log`). It finds the shortest geodesic wherever that is known to be
+    unique, up to the distance pi (Euclidean metric; Zimmermann and Stoye 2024) or 0.91 pi (canonical; Absil and
+    Mataigne 2024), and beyond some short one. Parallel transport has no closed form: `transport` projects.
 
     Args:
-        metric: "euclidean", of the embedding, or "canonical", tr(U^T (I - X X^T / 2) V), of the quotient O(n)/O(n-p).
-        retraction: "qr", by one Cholesky factorisation, or "polar", the nearest point.
+        metric: "euclidean", of the embedding, a = -1/2; "canonical", tr U^H (I - X X^H / 2) V, of the quotient
+            O(n) / O(n - p), a = 0; or the number a.
+        retraction: "qr", by one Cholesky factorisation; "polar", the nearest point to X + V; "cayley", the Cayley
+            transform of a skew n x n matrix, here in size p, and one Newton-Schulz step against drift; "exp", with the
+            same step.
 
-    Edelman, Arias and Smith 1998 (physics/9806030), sections 2.2 and 2.4.
+    Edelman, Arias and Smith 1998 (physics/9806030), sections 2.2 and 2.4; Hueper, Markina and Silva Leite 2021, the
+    family, and Zimmermann and Hueper 2022 (2103.12046), its geodesics; Wen and Yin 2013, the Cayley transform.
 
     >>> x = Stiefel().random_point((5, 2))
     >>> bool(Stiefel().residual(x) < 1e-5)
     True
     """
 
-    metric: str = "euclidean"
+    metric: str | float = "euclidean"
     retraction: str = "qr"
 
+    scalars: ClassVar[tuple[str, ...]] = ("real", "complex")
+
     def __post_init__(self) -> None:
-        if self.metric not in METRICS:
-            raise ValueError(f"metric: unknown {self.metric!r}, expected one of {', '.join(METRICS)}")
+        if isinstance(self.metric, str):
+            if self.metric not in METRICS:
+                raise ValueError(
+                    f"metric: unknown {self.metric!r}, expected {', '.join(METRICS)}, or a number above -1"
+                )
+        elif isinstance(self.metric, bool) or not -1 < self.metric < math.inf:
+            raise ValueError(f"metric: {self.metric} gives no inner product, expected a number above -1, or a name")
         if self.retraction not in RETRACTIONS:
             raise ValueError(f"retraction: unknown {self.retraction!r}, expected one of {', '.join(RETRACTIONS)}")
 
@@ -52,31 +71,57 @@ class Stiefel(Manifold):
     @property
     def scale(self) -> float:
         """Scale c of the skew block."""
-        return METRICS[self.metric]
+        return math.sqrt(2 * (1 + (METRICS[self.metric] if isinstance(self.metric, str) else self.metric)))
 
     def _push(self, x: Tensor, h: tuple[Tensor, Tensor]) -> Tensor:
         a, z = h
-        return z + x @ (self.scale * skew(a) - x.mT @ z)
+        return z + x @ (self.scale * skew(a) - x.mH @ z)
 
     def _pull(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        xg = x.mT @ g
+        xg = x.mH @ g
         return self.scale * skew(xg), g - x @ xg
 
     def _coords(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        xv = x.mT @ v
+        xv = x.mH @ v
         return skew(xv) / self.scale, v - x @ xv
 
     def _conform(self, x: Tensor, h: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         a, z = h
-        return skew(a), z - x @ (x.mT @ z)
+        return skew(a), z - x @ (x.mH @ z)
 
     def _move(self, x: Tensor, h: tuple[Tensor, Tensor]) -> Tensor:
+        if self.retraction == "cayley":
+            return reorthonormalize(_cayley(x, *self._turn_and_tilt(x, h)))
+        if self.retraction == "exp":
+            return reorthonormalize(self._exp(x, h))
         y = x + self._push(x, h)
-        return cholesky_qr(y) if self.retraction == "qr" else y @ sym_inv_sqrt(y.mT @ y)  # both mend x's own rounding
+        return cholesky_qr(y) if self.retraction == "qr" else y @ sym_inv_sqrt(y.mH @ y)  # both mend x's own rounding
+
+    def _turn_and_tilt(self, x: Tensor, h: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """X^H V and (I - X X^H) V of the tangent vector V = push(X, h)."""
+        a, z = self._conform(x, h)
+        return self.scale * a, z
+
+    def _exp(self, x: Tensor, h: tuple[Tensor, Tensor]) -> Tensor:
+        """[X Z] expm([[(2/c) A, -Z^H Z], [I, 0]]) [I; 0] expm((c - 2/c) A): no factorisation, smooth in h."""
+        c, (a, z) = self.scale, self._conform(x, h)
+        eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device).expand_as(a)
+        generator = torch.cat([torch.cat([2 / c * a, -z.mH @ z], -1), torch.cat([eye, 0 * eye], -1)], -2)
+        y = torch.cat([x, z], -1) @ torch.linalg.matrix_exp(generator)[..., : x.shape[-1]]
+        return y if self.metric in ("canonical", 0) else y @ torch.linalg.matrix_exp((c - 2 / c) * a)
 
     def exp(self, x: Tensor, v: Tensor) -> Tensor:
-        """End of the geodesic that leaves x with velocity v (Edelman et al. 1998, equations 2.45 and 2.42)."""
-        return _euclidean_exp(x, v) if self.metric == "euclidean" else _canonical_exp(x, v)
+        """End of the geodesic that leaves x with velocity v (Zimmermann and Hueper 2022, equation 10, in size 2p)."""
+        return self._exp(x, self._coords(x, v))
+
+    def log(self, x: Tensor, y: Tensor) -> Tensor:
+        """The shortest v with `exp(x, v) == y` where it is known to be unique, elsewhere a short one. NaN, with a
+        warning, where none is found: square real matrices may have determinants that differ."""
+        if x.shape[-1] == x.shape[-2]:  # geodesics of every metric are one-parameter groups
+            v = x @ unitary_log(double(x.mH @ y)).to(x.dtype)
+            warn_unless(v.detach().isfinite().flatten(-2).all(-1))
+            return v
+        return self._push(x, stiefel_log(x, y, self.scale, lambda h: self._exp(x, h)))
 
     def project(self, x: Tensor) -> Tensor:
         """Polar factor. Where x has not full rank no nearest point is unique, and none is returned: the residual of the
@@ -84,9 +129,9 @@ class Stiefel(Manifold):
         return polar(x)
 
     def residual(self, x: Tensor) -> Tensor:
-        """Largest entry of `|X^T X - I|`."""
+        """Largest entry of `|X^H X - I|`."""
         eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-        return (x.mT @ x - eye).abs().amax((-2, -1))
+        return (x.mH @ x - eye).abs().amax((-2, -1))
 
     def random_point(self, shape: tuple[int, ...], *, generator: Any = None, **kwargs: Any) -> Tensor:
         """Uniform under rotations: the polar factor of a Gaussian matrix."""
@@ -101,30 +146,36 @@ class Stiefel(Manifold):
             "For orthonormal rows constrain the transpose: constrain(..., matrix='o i -> i o')."
         )
 
+    def dim(self, shape: tuple[int, ...], scalars: str = "real") -> int:
+        """n p less the conditions of X^H X = I."""
+        n, p = shape[-2:]
+        return 2 * n * p - p * p if scalars == "complex" else n * p - p * (p + 1) // 2
+
     @classmethod
     def examples(cls) -> list[tuple[Manifold, Any]]:
-        """Both metrics and retractions; tall, square, one column, 1 x 1."""
+        """Every kind of metric and each retraction; tall, square, one column, 1 x 1."""
         return [
             (cls(), (6, 3)),
             (cls("canonical"), (5, 2)),
-            (cls("canonical", "polar"), (4, 4)),
+            (cls("canonical", "polar"), (2, 2)),
             (cls("euclidean", "polar"), (7, 2)),
+            (cls(0.5, "cayley"), (6, 2)),
+            (cls("canonical", "exp"), (5, 3)),
             (cls(), (4, 1)),
             (cls(), (3, 3)),
             (cls(), (1, 1)),
         ]
 
 
+def _cayley(x: Tensor, a: Tensor, n: Tensor) -> Tensor:
+    """(2 X + N) (I + N^H N / 4 - A / 2)^-1 - X. With I + N^H N / 4 = L L^H and K = L^-1 (A / 2) L^-H, skew, that inverse
+    is L^-H (I + K) (I + K^H K)^-1 L^-1: two Cholesky factorisations, which no batch size and no CPU gets wrong."""
+    eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    inverse = triangular_inverse(torch.linalg.cholesky_ex(eye + n.mH @ n / 4).L)
+    k = inverse @ (a / 2) @ inverse.mH
+    core = torch.cholesky_solve(inverse, torch.linalg.cholesky_ex(eye + k.mH @ k).L)
+    return (2 * x + n) @ (inverse.mH @ (core + k @ core)) - x
+
+
 def _euclidean_exp(x: Tensor, v: Tensor) -> Tensor:
-    """[X V] expm([[A, -S], [I, A]]) [expm(-A); 0] with A = X^T V, S = V^T V: no factorisation, smooth in v."""
-    a, s = skew(x.mT @ v), v.mT @ v
-    eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device).expand_as(a)
-    generator = torch.cat([torch.cat([a, -s], -1), torch.cat([eye, a], -1)], -2)
-    first = torch.linalg.matrix_exp(generator)[..., : x.shape[-1]]
-    return torch.cat([x, v], -1) @ first @ torch.linalg.matrix_exp(-a)
-
-
-def _canonical_exp(x: Tensor, v: Tensor) -> Tensor:
-    """expm(K X^T - X K^T) X with K = (I - X X^T / 2) V."""
-    k = v - x @ (x.mT @ v) / 2
-    return x + low_rank_expm1(torch.cat([k, x], -1), torch.cat([x, -k], -1), x)
+    return Stiefel().exp(x, v)

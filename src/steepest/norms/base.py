@@ -11,11 +11,11 @@ from steepest.spec import Spec
 
 
 class Norm(Spec, abc.ABC):
-    """A norm on matrices `(*b, m, n)`; a frozen dataclass whose fields say how it is computed.
+    """A norm on real or complex matrices `(*b, m, n)`; a frozen dataclass whose fields say how it is computed.
 
     `dual(g)` solves the linear minimisation oracle up to its sign: it maximises `<g, d>` over `value(d) <= 1`, so that
-    `<g, dual(g)>` is the dual norm of g. Where g is zero, so is the result; on a rank-deficient g it leaves the null
-    space alone.
+    `<g, dual(g)>` is the dual norm of g; the inner product is Re tr(g^H d). Where g is zero, so is the result; on a
+    rank-deficient g it leaves the null space alone.
     """
 
     joint: ClassVar[bool] = False

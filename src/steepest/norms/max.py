@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
 from torch import Tensor
 
 from steepest.norms.base import Norm
@@ -11,11 +12,11 @@ from steepest.norms.base import Norm
 
 @dataclasses.dataclass(frozen=True)
 class Max(Norm):
-    """Largest absolute entry; its dual map is the sign: steepest descent under it is signSGD.
+    """Largest absolute entry; its dual map is the sign: steepest descent under it is signSGD. The sign of a complex
+    entry is the number of modulus one in its direction.
 
     Bernstein, Wang, Azizzadenesheli and Anandkumar 2018 (1802.04434).
 
-    >>> import torch
     >>> Max().dual(torch.tensor([[2.0, -0.5]]))
     tensor([[ 1., -1.]])
     """
@@ -26,7 +27,7 @@ class Max(Norm):
 
     def dual(self, g: Tensor) -> Tensor:
         """Signs of the entries."""
-        return g.sign()
+        return torch.sgn(g)
 
     @classmethod
     def examples(cls) -> list[Norm]:

@@ -13,7 +13,7 @@ from steepest.norms.base import Norm
 
 @dataclasses.dataclass(frozen=True)
 class Nuclear(Norm):
-    """Sum of the singular values; its dual map is u v^T of the largest one, a step of rank one (Frank-Wolfe's).
+    """Sum of the singular values; its dual map is u v^H of the largest one, a step of rank one (Frank-Wolfe's).
 
     >>> Nuclear().dual(torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
     tensor([[1., 0.],

@@ -13,14 +13,15 @@ from steepest.norms.base import Norm
 
 @dataclasses.dataclass(frozen=True)
 class Spectral(Norm):
-    """Largest singular value; its dual map is the polar factor, U V^T for g = U S V^T: Muon's orthogonalisation.
+    """Largest singular value; its dual map is the polar factor, U V^H for g = U S V^H: Muon's orthogonalisation.
 
     Args:
         schedule: "polar_express", "keller_jordan", "quintic" or a tuple of coefficient triples: odd polynomials that
             bring all singular values near one (`steepest.linalg.orthogonalize` states how near); "exact" for the exact
             polar factor.
         steps: number of polynomials.
-        dtype: "bfloat16" to run the products in it; by default float32, or float64 for such input.
+        dtype: "bfloat16" to run the products in it; by default float32, or float64 for such input. Complex matrices
+            take the complex dtype of that precision, and complex64 for "bfloat16", which has none.
 
     Bernstein and Newhouse 2024 (2409.20325), proposition 5.
 
@@ -54,6 +55,7 @@ class Spectral(Norm):
         if self.schedule == "exact":
             return polar(g)
         dtype = getattr(torch, self.dtype) if self.dtype else None
+        dtype = dtype.to_complex() if dtype and g.is_complex() else dtype
         return orthogonalize(g, self.schedule, self.steps, dtype)
 
     @classmethod

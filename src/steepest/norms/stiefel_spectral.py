@@ -21,6 +21,7 @@ class StiefelSpectral(Norm):
     to X, and descends up to a quarter more per unit of it. The dual map has no closed form, as the polar factor of
     [c A; Z] has no skew block. The step is the multiplier of the dual problem, min over symmetric M of the nuclear
     norm of [A / c + M; Z], which over-relaxed ADMM finds in p x p: one eigendecomposition and a few products a step.
+    On complex points A is skew-Hermitian and M Hermitian.
 
     Args:
         scale: c: 1 for the Euclidean metric, sqrt 2 for the canonical one.
@@ -50,15 +51,15 @@ class StiefelSpectral(Norm):
         a, z = skew(g[0]) / self.scale, g[1]  # <g, (A, Z)> = <a, c A> + <z, Z>
         size = torch.maximum(a.abs().amax((-2, -1), keepdim=True), z.abs().amax((-2, -1), keepdim=True))
         a, z = divide(a, size), divide(z, size)
-        zz, eye = z.mT @ z, torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
-        mean = torch.linalg.eigvalsh(sym(a.mT @ a + zz)).clamp_min(0).sqrt().mean(-1)[..., None, None]
+        zz, eye = z.mH @ z, torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+        mean = torch.linalg.eigvalsh(sym(a.mH @ a + zz)).clamp_min(0).sqrt().mean(-1)[..., None, None]
         rho = torch.where(mean > 0, 0.5 / mean, 1)
         m, top, low = torch.zeros_like(a), torch.zeros_like(a), torch.zeros_like(a)
         for _ in range(self.steps):
             # The multiplier is [top; Z low], the split variable [y; Z y_low]; clipping singular values at one is the
             # proximal map of the nuclear norm, seen from the multiplier's side. 1.7 over-relaxes.
             ahead, ahead_low = rho * (a + m) + top, rho * eye + low
-            clip = _clip_root(sym(ahead.mT @ ahead + ahead_low.mT @ zz @ ahead_low))
+            clip = _clip_root(sym(ahead.mH @ ahead + ahead_low.mH @ zz @ ahead_low))
             step, step_low = ahead @ clip, ahead_low @ clip
             y = 1.7 * (ahead - step) / rho - 0.7 * (a + m)
             y_low = 1.7 * (ahead_low - step_low) / rho - 0.7 * eye
@@ -78,6 +79,6 @@ class StiefelSpectral(Norm):
 
 
 def _clip_root(gram: Tensor) -> Tensor:
-    """max(S^T S, 1)^(-1/2) of a Gram matrix S^T S: S times it has S's singular values, clipped at one."""
+    """max(S^H S, 1)^(-1/2) of a Gram matrix S^H S: S times it has S's singular values, clipped at one."""
     w, v = torch.linalg.eigh(gram)
-    return (v * w.clamp_min(1).rsqrt().unsqueeze(-2)) @ v.mT
+    return (v * w.clamp_min(1).rsqrt().unsqueeze(-2)) @ v.mH

@@ -38,7 +38,7 @@ class Constraint:
 
     def options(self) -> dict[str, Any]:
         """What a parameter group says of it; plain matrices are no points of a manifold."""
-        plain = isinstance(self.manifold, Euclidean)
+        plain = isinstance(self.manifold, Euclidean) and self.manifold.ndim == 2
         geometry = None if plain else self.manifold.to_spec()
         role = "matrix" if plain else "point"
         return {"role": role, "geometry": geometry, "matrix": list(self.matrix), "sizes": dict(self.sizes)}
@@ -93,8 +93,8 @@ def constrain(
     if len({id(t) for t in tensors}) < len(tensors):
         raise ValueError(f"names: {names} are not {len(names)} different parameters")
     for name, t, pattern in zip(names, tensors, patterns, strict=True):
-        if not t.is_floating_point():
-            raise ValueError(f"names: {name!r} has dtype {t.dtype}, expected a real floating point parameter")
+        if fault := dtype_error(t):
+            raise ValueError(f"names: {name!r} {fault}")
         if pattern is not None and (fault := pattern_error(tuple(t.shape), pattern, sizes)):
             raise ValueError(f"{type(module).__name__}.{name}: {fault}")
     constraint = Constraint(manifold, patterns, dict(sizes))
@@ -149,10 +149,16 @@ def _forget(module: nn.Module, tensors: Sequence[Tensor]) -> None:
             del constraints(part)[entry]
 
 
+def dtype_error(t: Tensor) -> str:
+    """What is wrong with a parameter's dtype; empty when nothing is. In complex32 torch computes next to nothing."""
+    fits = t.is_floating_point() or t.dtype in (torch.complex64, torch.complex128)
+    return "" if fits else f"has dtype {t.dtype}, expected a floating point one, or complex64 or complex128"
+
+
 def stored_precision(t: Tensor) -> torch.dtype:
     """The dtype that a parameter's values can be trusted to: its own, but float32 for float64, as a model that was cast
     keeps the rounding that it had; the first steps mend it."""
-    return torch.float32 if t.dtype == torch.float64 else t.dtype
+    return {torch.float64: torch.float32, torch.complex128: torch.complex64}.get(t.dtype, t.dtype)
 
 
 def _parameter(module: nn.Module, name: str) -> nn.Parameter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import copy
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, overload
@@ -14,7 +15,7 @@ from steepest.checks import check_range
 from steepest.manifolds.base import Manifold, as_tuple, like
 from steepest.manifolds.euclidean import Euclidean
 from steepest.optim.bucket import Bucket, Buckets, Point
-from steepest.optim.constrain import Constraint, constraints, contradiction, members, owners
+from steepest.optim.constrain import Constraint, constraints, contradiction, dtype_error, members, owners
 from steepest.spec import Spec
 from steepest.transforms.base import Chain, Context
 
@@ -39,6 +40,9 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
     (`nonfinite="raise"`), leaves out its point (`"skip"`), or is not looked for (`"ignore"`, which saves one
     synchronisation a step on a GPU).
 
+    Parameters may be complex. The inner product is then Re tr(a^H b), for which torch's `.grad` of a real loss is the
+    gradient.
+
     A subclass gives `chain(group)`, and passes its options' defaults to `__init__`.
     """
 
@@ -54,6 +58,7 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
         if isinstance(params, set):
             raise TypeError("params: got a set, which has no order; expected a list")
         self._buckets = Buckets()
+        self._geometries: list[tuple[dict[str, Any], Manifold]] = []
         super().__init__(params, {"maximize": False, "nonfinite": "raise", **defaults})
 
     @abc.abstractmethod
@@ -94,7 +99,7 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
             points.append(([position[i] for i in ids], constraint))
         alike: dict[str, tuple[Constraint, list[int]]] = {}
         for index, constraint in sorted(points, key=lambda point: point[0]):  # as given, not as they were found
-            alike.setdefault(repr(constraint), (constraint, []))[1].extend(index)
+            alike.setdefault(repr(constraint.options()), (constraint, []))[1].extend(index)
         for constraint, index in alike.values():
             said = constraint.options()
             yield {**part_of(group, index), **said, "role": group.get("role", said["role"])}
@@ -109,8 +114,8 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
     def _check(self, group: dict[str, Any]) -> None:
         """Refuse a group that cannot be stepped, before anything is kept of it; write down its values as plain ones."""
         for name, p in zip(names_of(group), group["params"], strict=True):
-            if not p.is_floating_point():
-                raise ValueError(f"{name}: has dtype {p.dtype}, expected a real floating point dtype")
+            if fault := dtype_error(p):
+                raise ValueError(f"{name}: {fault}")
         if group["geometry"] is not None:
             group["geometry"] = Manifold.from_spec(group["geometry"])
         group.update({key: value.to_spec() for key, value in group.items() if isinstance(value, Spec)})
@@ -126,7 +131,7 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
     def _points(self, group: dict[str, Any]) -> list[Point]:
         """The points of a group, from the tensors that it holds now."""
         params, names = group["params"], names_of(group)
-        manifold = Manifold.from_spec(group["geometry"]) if group["geometry"] is not None else None
+        manifold = self._manifold(group["geometry"])
         arity = manifold.arity if manifold else 1
         if len(params) % arity:
             raise ValueError(f"params: a point of {manifold} is made of {arity} tensors, got {len(params)} tensors")
@@ -145,6 +150,18 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
             constraint = Constraint(manifold or Euclidean(ndim), matrix, group["sizes"])
             points.append(Point(tuple(params[i : i + arity]), tuple(names[i : i + arity]), constraint))
         return points
+
+    def _manifold(self, spec: dict[str, Any] | None) -> Manifold | None:
+        """The manifold that a group's `geometry` spells; read again only when that has changed, as it may hold a whole
+        matrix."""
+        if spec is None:
+            return None
+        for known, manifold in self._geometries:
+            if known == spec:
+                return manifold
+        manifold = Manifold.from_spec(spec)
+        self._geometries.append((copy.deepcopy(spec), manifold))
+        return manifold
 
     # Stepping. --------------------------------------------------------------------------------------------------------
 
@@ -216,9 +233,10 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
         for i, (saved, group) in enumerate(zip(groups, self.param_groups, strict=False)):
             for key in ("param_names", "shapes", "geometry", "matrix"):
                 if key in group and saved.get(key, group[key]) != group[key]:
+                    theirs, ours = (_abridged(repr(g[key])) for g in (saved, group))
                     raise ValueError(
-                        f"state_dict: {key} of group {i} is {_abridged(saved[key])}, and here it is "
-                        f"{_abridged(group[key])}. Build the optimiser from the same parameters in the same order."
+                        f"state_dict: {key} of group {i} is {theirs}, and here it is {ours}. Build the optimiser from "
+                        "the same parameters in the same order."
                     )
             groups[i] = {**group, **saved}
             kept = [state_dict["state"].get(key) for key in saved["params"]]
@@ -239,9 +257,13 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
                         )
                 return
 
+    def __repr__(self) -> str:
+        """As torch's, with long values, such as a geometry that holds a matrix, cut short."""
+        return "\n".join(map(_abridged, super().__repr__().splitlines()))
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._buckets = Buckets()
+        self._buckets, self._geometries = Buckets(), []
 
 
 def options(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -272,7 +294,7 @@ def clip_grad_norm_(optimizer: Optimizer, max_norm: float) -> Tensor:
         scale = torch.where(total.isfinite(), (max_norm / (total + 1e-6)).clamp_max(1.0), 1.0)
         for p in points:
             for t in p.params:
-                t.grad.mul_(scale.to(t.device, t.grad.dtype))  # type: ignore[union-attr]
+                t.grad.mul_(scale.to(t.device, t.grad.dtype.to_real()))  # type: ignore[union-attr]
     return total
 
 
@@ -291,7 +313,6 @@ def _update(bucket: Bucket, chain: Chain, group: dict[str, Any]) -> None:
         return
     h = tuple(-lr * b for b in h)
     y = manifold._move(frame, h if len(h) > 1 else h[0])
-    bucket.scatter(y)
     if chain.carried and not manifold.identity_carry:
         there = manifold.frame(y)
         for key in chain.carried:
@@ -299,6 +320,7 @@ def _update(bucket: Bucket, chain: Chain, group: dict[str, Any]) -> None:
             new = as_tuple(manifold._carry(frame, there, old if len(old) > 1 else old[0]))
             for kept, moved in zip(old, new, strict=True):
                 kept.copy_(moved)
+    bucket.scatter(y)  # last, as the frame may hold the very parameters
 
 
 def _fresh_state(point: Point, chain: Chain, group: dict[str, Any]) -> list[dict[str, Any]]:
@@ -376,6 +398,5 @@ def _nonfinite(points: list[Point]) -> set[Point]:
     return {p for p in points if not all(g.isfinite().all() for g in p.grads())}
 
 
-def _abridged(value: Any) -> str:
-    text = repr(value)
+def _abridged(text: str) -> str:
     return text if len(text) < 300 else f"{text[:300]}..."

@@ -18,7 +18,7 @@ def distance(a: Any, b: Any) -> float:
     for s, t in pairs:
         assert s.shape == t.shape, f"shapes differ: {tuple(s.shape)} and {tuple(t.shape)}"
     scale = max([1.0, *(t.abs().max().item() for _, t in pairs if t.numel())])
-    gaps = [(s.double() - t.double()).abs().max().item() for s, t in pairs if t.numel()]
+    gaps = [(_double(s) - _double(t)).abs().max().item() for s, t in pairs if t.numel()]
     return max((math.inf if math.isnan(g) else g for g in gaps), default=0.0) / scale
 
 
@@ -50,10 +50,25 @@ def scale(v: Any, t: float) -> Any:
 
 
 def dot(a: Any, b: Any) -> Tensor:
-    """Sum of all products of entries."""
-    return torch.stack([(s * t).sum() for s, t in zip(as_tuple(a), as_tuple(b), strict=True)]).sum()
+    """Sum of all products of entries; of complex ones the real part, with the first conjugated."""
+    return torch.stack([(s.conj() * t).real.sum() for s, t in zip(as_tuple(a), as_tuple(b), strict=True)]).sum()
 
 
 def norm(a: Any) -> float:
     """Root of the sum of all squared entries."""
     return dot(a, a).sqrt().item()
+
+
+def refuses_complex(call: Callable[[], Any]) -> bool:
+    """Whether a call on complex tensors says, by a TypeError or a ValueError, that it is not made for them."""
+    try:
+        call()
+    except (TypeError, ValueError) as error:
+        if "complex" in str(error):
+            return True
+        raise
+    return False
+
+
+def _double(x: Tensor) -> Tensor:
+    return x.to(torch.complex128 if x.is_complex() else torch.float64)

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.manifolds.base import Manifold, as_tuple, like
+from steepest.manifolds import geodesic
+from steepest.manifolds.base import OPERATIONS, Manifold
+from steepest.manifolds.tensors import as_tuple, each, like
 from steepest.testing.asserts import add, assert_close, assert_slope, distance, dot, norm, scale
 
 MANIFOLD_CHECKS: list[Callable[[Case], None]] = []
@@ -28,9 +30,14 @@ def check_manifold(manifold: Manifold, shape: Any, *, seed: int = 0) -> None:
         shape: of one point, without batch dimensions; a tuple of shapes where `manifold.arity > 1`.
         seed: of the random points.
     """
-    case = Case(manifold, shape, seed)
-    for check in MANIFOLD_CHECKS:
-        check(case)
+    for dtype in dtypes(manifold):
+        for check in MANIFOLD_CHECKS:
+            check(Case(manifold, shape, seed, dtype))
+
+
+def dtypes(manifold: Manifold) -> list[torch.dtype]:
+    """The double precisions in which points of the manifold exist."""
+    return [t for kind, t in (("real", torch.float64), ("complex", torch.complex128)) if kind in manifold.scalars]
 
 
 def _check(function: Callable[[Case], None]) -> Callable[[Case], None]:
@@ -45,6 +52,7 @@ class Case:
     manifold: Manifold
     shape: Any
     seed: int = 0
+    dtype: torch.dtype = torch.float64
 
     def generator(self) -> torch.Generator:
         """A fresh one, the same at each call."""
@@ -56,9 +64,19 @@ class Case:
             return (*batch, *self.shape)
         return tuple((*batch, *s) for s in self.shape)
 
-    def point(self, batch: tuple[int, ...] = (), dtype: torch.dtype = torch.float64) -> Any:
+    def point(self, batch: tuple[int, ...] = (), dtype: torch.dtype | None = None) -> Any:
         """A random point."""
-        return self.manifold.random_point(self.shapes(batch), generator=self.generator(), dtype=dtype)
+        return self.manifold.random_point(self.shapes(batch), generator=self.generator(), dtype=dtype or self.dtype)
+
+    def another(self, batch: tuple[int, ...] = ()) -> Any:
+        """A second random point."""
+        g = torch.Generator().manual_seed(self.seed + 99)
+        return self.manifold.random_point(self.shapes(batch), generator=g, dtype=self.dtype)
+
+    @property
+    def single(self) -> torch.dtype:
+        """The single precision of the case's dtype."""
+        return torch.complex64 if self.dtype.is_complex else torch.float32
 
     def noise(self, x: Any, seed: int = 1) -> Any:
         """Gaussian tensors of the shapes of x, with norm about one for each."""
@@ -81,9 +99,11 @@ def check_random_point(case: Case) -> None:
     m, x = case.manifold, case.point()
     m.check_point(x)
     assert_close(case.point(), x, "random_point with one seed twice", 0)
-    for dtype in (torch.float32, torch.float64):
+    for dtype in (case.single, case.dtype):
         assert all(t.dtype == dtype for t in as_tuple(case.point(dtype=dtype))), f"random_point ignores dtype {dtype}"
-    assert m.residual(case.point((2, 3))).shape == (2, 3), "residual: expected one number per batch element"
+    residual = m.residual(case.point((2, 3)))
+    assert residual.shape == (2, 3), "residual: expected one number per batch element"
+    assert not residual.is_complex(), "residual: expected real numbers"
 
 
 @_check
@@ -183,13 +203,15 @@ def check_batch(case: Case) -> None:
         "project": lambda x, y, g, h: m.project(add(x, g, 0.01)),
         "residual": lambda x, y, g, h: m.residual(add(x, g, 0.01)),
         "represent": lambda x, y, g, h: m.represent(x),
-        "exp": lambda x, y, g, h: m.exp(x, m.push(x, h)),  # type: ignore[attr-defined]
-        "log": lambda x, y, g, h: m.log(x, y),  # type: ignore[attr-defined]
-        "dist": lambda x, y, g, h: m.dist(x, y),  # type: ignore[attr-defined]
-        "transport": lambda x, y, g, h: m.transport(x, y, m.push(x, h)),  # type: ignore[attr-defined]
+        "exp": lambda x, y, g, h: m.exp(x, m.push(x, h)),
+        "log": lambda x, y, g, h: m.log(x, y),
+        "dist": lambda x, y, g, h: m.dist(x, y),
+        "transport": lambda x, y, g, h: m.transport(x, y, m.push(x, h)),
+        "norm": lambda x, y, g, h: m.norm(x, m.push(x, h)),
+        "hessian": lambda x, y, g, h: m.hessian(x, g, scale(g, 0.5), m.push(x, h)),
     }
     for name, call in calls.items():
-        if hasattr(m, name):
+        if name in m.closed or name not in ("exp", "log", "dist"):  # else these are the general methods
             whole = call(x, y, g, h)
             one = call(*(like(a, [t[1, 2] for t in as_tuple(a)]) for a in (x, y, g, h)))
             assert_close(like(whole, [t[1, 2] for t in as_tuple(whole)]), one, f"{name} of a batch", ROUND_OFF)
@@ -200,15 +222,15 @@ def check_precision(case: Case) -> None:
     """float32 in, float32 out, near the float64 result."""
     m, x = case.manifold, case.point()
     g, h = case.noise(x), case.coordinates(x)
-    low = [like(a, [t.float() for t in as_tuple(a)]) for a in (x, g, h)]
+    low = [each(lambda t: t.to(case.single), a) for a in (x, g, h)]
     for name in ("pull", "push", "retract"):
         call = getattr(m, name)
         argument, narrow = (g, low[1]) if name == "pull" else (h, low[2])
         if name == "retract":
             argument, narrow = m.push(x, h), m.push(low[0], low[2])
         result = call(low[0], narrow)
-        assert all(t.dtype == torch.float32 for t in as_tuple(result)), (
-            f"{name} of float32 is {as_tuple(result)[0].dtype}"
+        assert all(t.dtype == case.single for t in as_tuple(result)), (
+            f"{name} of {case.single} is {as_tuple(result)[0].dtype}"
         )
         # single precision times the condition of a random point, at most a few thousand here
         assert_close(result, call(x, argument), f"{name} in float32", 2e-3)
@@ -273,37 +295,97 @@ def check_refusals(case: Case) -> None:
 
 
 @_check
+def check_dim(case: Case) -> None:
+    """dim is the number of independent directions in which what the point stands for can move."""
+    m, x = case.manifold, case.point()
+    h = case.coordinates(x)
+    f = m.frame(x)
+
+    def moved(t: Tensor) -> Tensor:
+        v = m._push(f, like(h, _cut(t, as_tuple(h))))
+        return _real(torch.func.jvp(m.represent, (x,), (v,))[1])
+
+    zero = torch.zeros(_real(h).numel(), dtype=torch.float64)
+    rank = torch.linalg.matrix_rank(torch.func.jacrev(moved)(zero), atol=1e-9, rtol=1e-9).item()
+    claimed = m.dim(case.shape, "complex" if case.dtype.is_complex else "real")
+    assert rank == claimed, f"dim is {claimed}, but push reaches {rank} independent directions"
+
+
+@_check
+def check_scalars(case: Case) -> None:
+    """A point with entries of the wrong kind is refused."""
+    m, x = case.manifold, case.point()
+    if case.dtype.is_complex or "complex" in m.scalars:
+        return
+    try:
+        m.check_point(each(lambda t: t.to(torch.complex128), x), "w")
+    except ValueError as error:
+        assert str(error).startswith("w"), f"the error does not name the argument: {error}"
+    else:
+        raise AssertionError("check_point accepts complex entries on a real manifold")
+
+
+@_check
+def check_operations(case: Case) -> None:
+    """`closed` names operations, and what has no formula is the general method."""
+    assert case.manifold.closed <= set(OPERATIONS), f"closed names what is no operation: {case.manifold.closed}"
+
+
+@_check
 def check_exp(case: Case) -> None:
     """exp agrees with retract to first order, stays on the manifold, and moves with constant speed along itself."""
     m, x = case.manifold, case.point()
-    if not hasattr(m, "exp"):
-        return
     v = scale(case.tangent(x), 0.5)
     m.check_point(m.exp(x, v), "exp(x, v)")
     assert_close(m.exp(x, scale(v, 0.0)), x, "exp(x, 0) is not x", ROUND_OFF)
     assert_slope(lambda t: norm(add(m.exp(x, scale(v, t)), add(x, v, t), -1.0)), 2, "exp(x, t v) - x - t v")
-    curve = lambda t: m.exp(x, scale(v, t))  # noqa: E731
+    curve = lambda t: m.exp(x, each(lambda a: t * a, v))  # noqa: E731
     one = torch.ones((), dtype=torch.float64)
-    halfway, velocity = torch.func.jvp(curve, (one / 2,), (one,))  # type: ignore[misc]
+    halfway, velocity = _velocity(curve, one / 2, "exp" in m.closed)
     assert_close(m.norm(halfway, velocity), m.norm(x, v), "the speed of the geodesic is not constant", 1e-7)
     end = m.exp(halfway, scale(velocity, 0.5))
-    assert_close(m.represent(end), m.represent(curve(1.0)), "the geodesic does not continue itself", 1e-7)
+    assert_close(m.represent(end), m.represent(curve(one)), "the geodesic does not continue itself", 1e-7)
+
+
+def _velocity(curve: Callable[[Tensor], Any], t: Tensor, differentiable: bool) -> tuple[Any, Any]:
+    """Point and derivative of a curve; by central differences of order four where autograd has none."""
+    if differentiable:
+        return torch.func.jvp(curve, (t,), (torch.ones_like(t),))  # type: ignore[no-any-return]
+    step = 1e-2
+    a, b, c, d = (curve(t + k * step) for k in (-2, -1, 1, 2))
+    return curve(t), each(lambda a, b, c, d: (a - 8 * b + 8 * c - d) / (12 * step), a, b, c, d)
+
+
+@_check
+def check_geodesic(case: Case) -> None:
+    """exp is the geodesic of the metric that the frame gives: it ends where the integration of that one does."""
+    m, x = case.manifold, case.point()
+    if "exp" in m.closed:
+        v = scale(case.tangent(x), 0.3)
+        there = m.represent(geodesic.integrate(m, x, v))
+        assert_close(m.represent(m.exp(x, v)), there, "exp is not the geodesic of the frame's metric", 1e-8)
+
+
+def _reachable(case: Case, x: Any) -> Any:
+    """A second random point, or a near one where no geodesic leads there: O(n) falls in two pieces."""
+    z = case.another()
+    return case.manifold.exp(x, scale(case.tangent(x, 9), 0.3)) if case.manifold.dist(x, z).isinf() else z
 
 
 @_check
 def check_log(case: Case) -> None:
     """log inverts exp on either side, and dist is its norm."""
     m, x = case.manifold, case.point()
-    if not hasattr(m, "log"):
-        return
-    v = scale(case.tangent(x), 0.3)
-    y = m.exp(x, v)  # type: ignore[attr-defined]
-    assert_close(m.log(x, y), v, "log(x, exp(x, v)) is not v", 1e-7)
-    z = m.random_point(case.shapes(), generator=case.generator().manual_seed(99), dtype=torch.float64)
-    back = m.exp(x, m.log(x, z))  # type: ignore[attr-defined]
-    assert_close(m.represent(back), m.represent(z), "exp(x, log(x, z)) is not z", 1e-7)
+    v = scale(m.push(x, m.coords(x, case.tangent(x))), 0.3)
+    y = m.exp(x, v)
+    found = m.log(x, y)
+    assert_close(m.represent(m.exp(x, found)), m.represent(y), "exp(x, log(x, y)) is not y", 1e-7)
     assert_close(m.log(x, x), scale(x, 0.0), "log(x, x) is not zero", 1e-7)
-    if hasattr(m, "dist"):
+    if "log" in m.closed:
+        assert_close(m.norm(x, found), m.norm(x, v), "log(x, exp(x, v)) is not as long as v", 1e-7)
+        z = _reachable(case, x)
+        back = m.exp(x, m.log(x, z))
+        assert_close(m.represent(back), m.represent(z), "exp(x, log(x, z)) is not z", 1e-7)
         assert_close(m.dist(x, z), m.norm(x, m.log(x, z)), "dist is not the norm of log", 1e-7)
 
 
@@ -311,30 +393,81 @@ def check_log(case: Case) -> None:
 def check_dist(case: Case) -> None:
     """dist is symmetric, zero at coincident points with a finite gradient, and exact at small distances."""
     m, x = case.manifold, case.point()
-    if not hasattr(m, "dist"):
-        return
-    z = m.random_point(case.shapes(), generator=case.generator().manual_seed(99), dtype=torch.float64)
-    assert_close(m.dist(x, z), m.dist(z, x), "dist is not symmetric", 1e-8)
-    assert m.dist(x, x).abs().item() < 1e-7, f"dist(x, x) is {m.dist(x, x).item():.2g}"
+    if "dist" in m.closed:  # else it is the length of log, which shoots along the geodesics that check_exp has seen
+        z = _reachable(case, x)
+        assert_close(m.dist(x, z), m.dist(z, x), "dist is not symmetric", 1e-8)
+        assert m.dist(x, x).abs().item() < 1e-7, f"dist(x, x) is {m.dist(x, x).item():.2g}"
     v = scale(case.tangent(x), 1e-6)
-    near = m.dist(x, m.exp(x, v)) if hasattr(m, "exp") else m.dist(x, m.retract(x, v))
-    assert_close(near / m.norm(x, v), torch.ones_like(near), "dist at 1e-6 is not the length of the step", 1e-5)
+    near = m.dist(x, m.exp(x, v))
+    assert_close(near, m.norm(x, _horizontal(m, x, v)), "dist at 1e-6 is not the length of the step", 1e-11)
 
 
 @_check
 def check_transport(case: Case) -> None:
-    """transport is an isometry onto the tangent space at y, turns log(x, y) into -log(y, x), and starts as identity."""
+    """transport gives tangent vectors at y, starts as identity, and where parallel is an isometry that turns log(x, y)
+    into -log(y, x)."""
     m, x = case.manifold, case.point()
-    if not hasattr(m, "transport"):
-        return
-    y = m.exp(x, scale(case.tangent(x, 7), 0.3))  # type: ignore[attr-defined]
+    y = m.exp(x, scale(case.tangent(x, 7), 0.3))
     u, v = case.tangent(x), case.tangent(x, 3)
     there, other = m.transport(x, y, u), m.transport(x, y, v)
     assert_close(m.push(y, m.coords(y, there)), there, "transport(v) is not tangent at y", 1e-7)
-    assert_close(m.inner(y, there, other), m.inner(x, u, v), "transport is not an isometry", 1e-7)
     assert_close(m.transport(x, x, u), u, "transport to the same point changes v", 1e-7)
-    moved = m.transport(x, y, m.log(x, y))  # type: ignore[attr-defined]
-    assert_close(moved, scale(m.log(y, x), -1.0), "transport of log(x, y) is not -log(y, x)", 1e-7)  # type: ignore[attr-defined]
+    if m.parallel:
+        assert_close(m.inner(y, there, other), m.inner(x, u, v), "transport is not an isometry", 1e-7)
+        moved = m.transport(x, y, m.log(x, y))
+        assert_close(moved, scale(m.log(y, x), -1.0), "transport of log(x, y) is not -log(y, x)", 1e-7)
+
+
+@_check
+def check_hessian(case: Case) -> None:
+    """The Hessian is the second derivative along geodesics, and symmetric; for f of what the point stands for."""
+    m, x = case.manifold, case.point()
+    weights = each(lambda t: torch.linspace(-1, 1, t.numel(), dtype=torch.float64).reshape(t.shape), m.represent(x))
+
+    def f(x: Any) -> Tensor:
+        w = m.represent(x)
+        terms = zip(as_tuple(w), as_tuple(weights), strict=True)
+        return sum(((t.abs() ** 2 * (1 + k)).sum() / 2 + (t.real * k).sum() for t, k in terms), torch.zeros(()))
+
+    u, v = (_horizontal(m, x, case.tangent(x, seed)) for seed in (2, 3))
+    gradient = torch.func.grad(f)
+    g = gradient(x)
+    apply = lambda w: m.hessian(x, g, torch.func.jvp(gradient, (x,), (w,))[1], w)  # noqa: E731
+    hu, hv = apply(u), apply(v)
+    assert_close(m.push(x, m.coords(x, hv)), hv, "the Hessian is not tangent", 1e-7)
+    assert_close(m.inner(x, hu, v), m.inner(x, u, hv), "the Hessian is not symmetric", 1e-7)
+    along = lambda t: f(m.exp(x, each(lambda a: t * a, v)))  # noqa: E731
+    zero = torch.zeros((), dtype=torch.float64)
+    second = torch.func.grad(torch.func.grad(along))(zero) if "exp" in m.closed else _second(along)
+    # the difference quotient divides the integration's error, 1e-13, by step^2, and has one of (step / radius)^8
+    assert_close(m.inner(x, hv, v), second, "the Hessian is not the second derivative along the geodesic", 3e-6)
+
+
+def _second(along: Callable[[Tensor], Tensor], step: float = 2e-2) -> Tensor:
+    """Second derivative at zero, by central differences of order eight."""
+    weights = {0: -205 / 72, 1: 8 / 5, 2: -1 / 5, 3: 8 / 315, 4: -1 / 560}
+    at = {k: along(torch.tensor(k * step, dtype=torch.float64)) for k in range(-4, 5)}
+    return torch.stack([weights[abs(k)] * y for k, y in at.items()]).sum() / step**2
+
+
+@_check
+def check_mean(case: Case) -> None:
+    """The mean of two points lies halfway; of one point it is that point; of equal points too; and the gradient of the
+    summed squared distances vanishes at it."""
+    m, x = case.manifold, case.point()
+    if not {"exp", "log"} <= m.closed:
+        return  # the general methods: the same routine on the same equations
+    y, z = (m.exp(x, scale(case.tangent(x, s), 0.3)) for s in (2, 3))
+    three = each(lambda *t: torch.stack(t), x, y, z)
+    same = each(lambda t: torch.stack([t, t]), x)
+    assert_close(m.represent(m.mean(same)), m.represent(x), "the mean of equal points is another", 1e-8)
+    two = m.mean(each(lambda *t: torch.stack(t), x, y))
+    assert_close(m.dist(two, x), m.dist(x, y) / 2, "the mean of two points is not halfway", 1e-8)
+    w = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    center = m.mean(three, w)
+    pulls = [scale(m.log(center, p), t) for p, t in zip((x, y, z), w.tolist(), strict=True)]
+    rest = each(lambda *t: sum(t), *pulls)
+    assert m.norm(center, rest).item() < 1e-8, "the gradient at the mean is not zero"
 
 
 @_check
@@ -344,7 +477,7 @@ def check_derivatives(case: Case) -> None:
     zero = scale(case.tangent(x), 0.0)
     places: dict[str, Callable[..., Any]] = {"retract": lambda x, v: m.retract(x, v)}
     for name in ("exp", "log", "dist"):
-        if hasattr(m, name):
+        if name in m.closed:
             places[name] = getattr(m, name)
     for name, call in places.items():
         second = x if name in ("log", "dist") else zero
@@ -373,3 +506,30 @@ def check_decay(case: Case) -> None:
     if not isinstance(shrunk(0.0), tuple):  # of a product some factors shrink and some do not
         error = lambda t: norm(add(shrunk(t), scale(m.represent(x), 1 - t), -1.0))  # noqa: E731
         assert_slope(error, 2, "decay does not shrink the matrix by its rate")
+
+
+def _real(x: Any) -> Tensor:
+    """All entries as one real vector."""
+    parts = [torch.view_as_real(t) if t.is_complex() else t for t in as_tuple(x)]
+    return torch.cat([t.reshape(-1) for t in parts])
+
+
+def _cut(flat: Tensor, parts: tuple[Tensor, ...]) -> list[Tensor]:
+    """The inverse of `_real`, in the shapes of `parts`."""
+    out = []
+    for t in parts:
+        size = t.numel() * (2 if t.is_complex() else 1)
+        piece, flat = flat[:size], flat[size:]
+        out.append(torch.view_as_complex(piece.reshape(*t.shape, 2)) if t.is_complex() else piece.reshape(t.shape))
+    return out
+
+
+def _horizontal(m: Manifold, x: Any, v: Any) -> Any:
+    """v without the part that does not change what x stands for: for a quotient with a frame of the total space."""
+    h, f = m.coords(x, v), m.frame(x)
+
+    def push(t: Tensor) -> Any:
+        return m._push(f, like(h, _cut(t, as_tuple(h))))
+
+    jacobian = torch.func.jacrev(lambda t: _real(torch.func.jvp(m.represent, (x,), (push(t),))[1]))(_real(h))
+    return push(torch.linalg.lstsq(jacobian, jacobian @ _real(h), driver="gelsd").solution)

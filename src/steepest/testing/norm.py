@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.manifolds import Stiefel
+from steepest.linalg import skew
 from steepest.norms import Norm
-from steepest.testing.asserts import assert_close, dot, scale
+from steepest.testing.asserts import assert_close, dot, refuses_complex, scale
 
 NORM_CHECKS: list[Callable[[Norm], None]] = []
 """Every check, in order."""
+
+DTYPES = (torch.float64, torch.complex128)
 
 
 def check_norm(norm: Norm) -> None:
@@ -29,14 +31,20 @@ def _check(function: Callable[[Norm], None]) -> Callable[[Norm], None]:
 
 
 def _inputs(norm: Norm, batch: tuple[int, ...] = ()) -> list[Any]:
-    """Tall, wide and square matrices; for a joint norm, blocks of Stiefel."""
+    """Tall, wide and square matrices, real, and complex unless the norm refuses them; for a joint norm, blocks of
+    Stiefel."""
     g = torch.Generator().manual_seed(0)
-    shapes = [(6, 3), (3, 6), (4, 4), (1, 1)]
-    matrices = [torch.randn(*batch, *s, generator=g, dtype=torch.float64) for s in shapes]
-    if not norm.joint:
-        return matrices
-    points = [Stiefel().random_point((*batch, n, p), generator=g, dtype=torch.float64) for n, p in [(6, 3), (4, 4)]]
-    return [Stiefel().pull(x, torch.randn(x.shape, generator=g, dtype=torch.float64)) for x in points]
+    shapes = [(6, 3), (4, 4)] if norm.joint else [(6, 3), (3, 6), (4, 4), (1, 1)]
+    make = _stiefel_blocks if norm.joint else torch.randn
+    real, complex_ = ([make(*batch, *s, generator=g, dtype=dtype) for s in shapes] for dtype in DTYPES)
+    return real if refuses_complex(lambda: norm.dual(complex_[0])) else [*real, *complex_]
+
+
+def _stiefel_blocks(*shape: int, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """A skew and a horizontal block, from a random gradient at a random point."""
+    x, g = torch.linalg.qr(torch.randn(shape, **kwargs))[0], torch.randn(shape, **kwargs)
+    inside = x.mH @ g
+    return skew(inside), g - x @ inside
 
 
 @_check
@@ -55,10 +63,7 @@ def check_dual(norm: Norm) -> None:
     """dual(g) has norm one, descends, and no other matrix of norm one descends more."""
     for g in _inputs(norm):
         d = norm.dual(g)
-        reward, slack = (
-            dot(g, d),
-            1e-8 if norm.exact else 0.5,
-        )  # five Muon-grade steps leave singular values in .67 to 1.2
+        reward, slack = dot(g, d), 1e-8 if norm.exact else 0.5  # five Muon-grade steps: singular values in .67 to 1.2
         assert reward > 0, "dual(g) is no direction of ascent"
         assert norm.value(d) <= 1 + slack, f"dual(g) has norm {norm.value(d).item():.4f}"
         generator = torch.Generator().manual_seed(1)
@@ -72,7 +77,7 @@ def check_dual(norm: Norm) -> None:
 
 @_check
 def check_edges(norm: Norm) -> None:
-    """Zero stays zero; the scale of g does not matter; dtype and batch dimensions are kept; values survive JSON."""
+    """Zero stays zero; the scale of g does not matter; dtype and batch dimensions are kept."""
     for g, batched in zip(_inputs(norm), _inputs(norm, (2, 3)), strict=True):
         assert_close(norm.dual(scale(g, 0.0)), scale(g, 0.0), "dual(0) is not 0", 0)
         for factor in (1e-18, 1e18):
@@ -86,7 +91,13 @@ def check_edges(norm: Norm) -> None:
         element = tuple(b[1, 2] for b in batched) if isinstance(g, tuple) else batched[1, 2]
         part = tuple(b[1, 2] for b in whole) if isinstance(g, tuple) else whole[1, 2]
         assert_close(part, norm.dual(element), "dual of a batch", 1e-9 if norm.exact else 0.05)
-    assert type(norm).from_spec(json.loads(json.dumps(norm.to_spec()))) == norm, "to_spec does not survive JSON"
+
+
+@_check
+def check_names(norm: Norm) -> None:
+    """Frozen, and the same after JSON."""
+    assert type(norm).__dataclass_params__.frozen, "a norm is frozen"  # type: ignore[attr-defined]
+    assert Norm.from_spec(json.loads(json.dumps(norm.to_spec()))) == norm, "to_spec does not survive JSON"
 
 
 def _noise(g: Any, generator: torch.Generator) -> Any:
@@ -95,4 +106,4 @@ def _noise(g: Any, generator: torch.Generator) -> Any:
         return torch.randn(g.shape, generator=generator, dtype=g.dtype)
     a = torch.randn(g[0].shape, generator=generator, dtype=g[0].dtype)
     mix = torch.randn(g[0].shape, generator=generator, dtype=g[0].dtype)
-    return a - a.mT, g[1] @ mix
+    return skew(a), g[1] @ mix

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from steepest.manifolds import Euclidean, FixedRank, Manifold, Sphere, Stiefel
-from steepest.manifolds.base import as_tuple
-from steepest.testing.asserts import assert_close
-from steepest.transforms import Chain, Context, Transform, chain
+from steepest.manifolds import Euclidean, FixedRank, Manifold, Product, Sphere, Stiefel
+from steepest.manifolds.base import as_tuple, like
+from steepest.testing.asserts import assert_close, refuses_complex
+from steepest.transforms import Context, Transform, chain
 
 TRANSFORM_CHECKS: list[Callable[[Transform], None]] = []
 """Every check, in order."""
@@ -20,11 +22,13 @@ TRANSFORM_CHECKS: list[Callable[[Transform], None]] = []
 PLACES: list[tuple[Manifold, Any]] = [
     (Euclidean(), (5, 3)),
     (Euclidean(1), (4,)),
-    (Euclidean(3), (2, 3, 4)),
+    (Euclidean(4), (2, 3, 2, 2)),
     (Sphere(), (4,)),
     (Stiefel(), (5, 2)),
     (FixedRank(), ((5, 2), (2, 4))),
+    (Product((Euclidean(3), Euclidean(), Euclidean(1))), ((2, 3, 4), (3, 2), (4,))),
 ]
+"""Manifolds and shapes of their points: blocks of one to four dimensions, one to three of them."""
 
 
 def check_transform(transform: Transform) -> None:
@@ -41,32 +45,56 @@ def _check(function: Callable[[Transform], None]) -> Callable[[Transform], None]
 class Run:
     """A transform alone in a chain, at one point, fed with random gradients."""
 
-    def __init__(self, transform: Transform, manifold: Manifold, shape: Any, batch: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        transform: Transform,
+        manifold: Manifold,
+        shape: Any,
+        batch: tuple[int, ...] = (),
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
         shapes = (*batch, *shape) if manifold.arity == 1 else tuple((*batch, *s) for s in shape)
         generator = torch.Generator().manual_seed(0)
-        self.x = manifold.random_point(shapes, generator=generator, dtype=torch.float64)
-        self.chain: Chain = chain(transform)
-        self.context = Context(manifold, manifold.frame(self.x), 0.1, 1)
+        self.manifold, self.chain = manifold, chain(transform)
+        self.move_to(manifold.random_point(shapes, generator=generator, dtype=dtype))
         self.states = self.chain.init(self.gradient(0), self.context)
+
+    def move_to(self, x: Any) -> None:
+        """Go on from the point x."""
+        self.x, self.context = x, Context(self.manifold, self.manifold.frame(x), 0.1, 1)
 
     def gradient(self, step: int) -> tuple[Tensor, ...]:
         """Coordinates of a random gradient."""
         generator = torch.Generator().manual_seed(step)
         g = tuple(torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in as_tuple(self.x))
-        h = self.context.manifold._pull(self.context.frame, g if isinstance(self.x, tuple) else g[0])
-        return as_tuple(h)
+        return as_tuple(self.manifold._pull(self.context.frame, like(self.x, g)))
 
     def step(self, number: int, h: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
         """The transformed gradient of one step."""
-        ctx = Context(self.context.manifold, self.context.frame, 0.1, number)
+        ctx = dataclasses.replace(self.context, step=number)
         return self.chain.update(self.gradient(number) if h is None else h, self.states, ctx)
+
+
+def _runs(transform: Transform, batch: tuple[int, ...] = ()) -> Iterator[Callable[[], Run]]:
+    """A fresh run at each place, real, and complex where the manifold has such points and the transform takes them."""
+    for manifold, shape in PLACES:
+        for dtype in (torch.float64, torch.complex128):
+            if dtype.is_complex and "complex" not in manifold.scalars:
+                continue
+            make = functools.partial(Run, transform, manifold, shape, batch, dtype)
+            if not dtype.is_complex or not _refuses_complex(make):
+                yield make
+
+
+def _refuses_complex(make: Callable[[], Run]) -> bool:
+    return refuses_complex(lambda: make().step(1))
 
 
 @_check
 def check_in_place(transform: Transform) -> None:
     """The input is left alone; the state is changed in place and keeps its tensors; shapes and dtypes are kept."""
-    for manifold, shape in PLACES:
-        run = Run(transform, manifold, shape)
+    for make in _runs(transform):
+        run = make()
         before = [dict(state) for state in run.states]
         for step in (1, 2, 3):
             h = run.gradient(step)
@@ -85,8 +113,8 @@ def check_in_place(transform: Transform) -> None:
 def check_state(transform: Transform) -> None:
     """State is plain tensors under the transform's name, beginning with batch dimensions; `carried` names
     coordinates."""
-    for manifold, shape in PLACES:
-        run = Run(transform, manifold, shape, (3,))
+    for make in _runs(transform, (3,)):
+        run = make()
         h = run.gradient(0)
         for state, block in zip(run.states, h, strict=True):
             for key, value in state.items():
@@ -102,16 +130,13 @@ def check_state(transform: Transform) -> None:
 @_check
 def check_batch(transform: Transform) -> None:
     """A batch gives what its elements give one by one, step after step."""
-    for manifold, shape in PLACES:
-        whole = Run(transform, manifold, shape, (3,))
+    for make, make_one in zip(_runs(transform, (3,)), _runs(transform), strict=True):
         for element in range(3):
-            batched, one = Run(transform, manifold, shape, (3,)), Run(transform, manifold, shape)
-            one.x = tuple(t[element] for t in as_tuple(whole.x)) if isinstance(whole.x, tuple) else whole.x[element]
-            one.context = Context(manifold, manifold.frame(one.x), 0.1, 1)
+            batched, one = make(), make_one()
+            one.move_to(like(batched.x, [t[element] for t in as_tuple(batched.x)]))
             for step in (1, 2, 3):
                 h = batched.gradient(step)
-                ctx = Context(manifold, one.context.frame, 0.1, step)
-                alone = one.chain.update(tuple(b[element] for b in h), one.states, ctx)
+                alone = one.step(step, tuple(b[element] for b in h))
                 together = tuple(o[element] for o in batched.step(step, h))
                 # Muon-grade polynomials in bfloat16 see another order of sums
                 assert_close(
@@ -120,10 +145,23 @@ def check_batch(transform: Transform) -> None:
 
 
 @_check
+def check_lazy_conjugates(transform: Transform) -> None:
+    """A complex gradient that torch has only marked as conjugated, as its autograd may leave it, is like any other."""
+    for make in _runs(transform):
+        run, other = make(), make()
+        for step in (1, 2):
+            h = run.gradient(step)
+            marked = tuple(b.conj().resolve_conj().conj() for b in h)
+            # in bfloat16 a product in another order may round otherwise
+            tolerance = 2e-2 if "bfloat16" in repr(transform) else 1e-9
+            assert_close(other.step(step, marked), run.step(step, h), "a conjugated gradient", tolerance)
+
+
+@_check
 def check_zero(transform: Transform) -> None:
     """A zero gradient gives no NaN, now or later."""
-    for manifold, shape in PLACES:
-        run = Run(transform, manifold, shape)
+    for make in _runs(transform):
+        run = make()
         zero = tuple(torch.zeros_like(b) for b in run.gradient(0))
         outs = [*run.step(1, zero), *run.step(2, zero), *run.step(3)]
         assert all(o.isfinite().all() for o in outs), "a zero gradient leads to NaN"
@@ -132,8 +170,8 @@ def check_zero(transform: Transform) -> None:
 @_check
 def check_resume(transform: Transform) -> None:
     """Copied state continues to the last bit."""
-    for manifold, shape in PLACES:
-        run, other = Run(transform, manifold, shape), Run(transform, manifold, shape)
+    for make in _runs(transform):
+        run, other = make(), make()
         for step in (1, 2):
             run.step(step)
         for state, copy in zip(run.states, other.states, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,13 +14,16 @@ from steepest.transforms.base import Context, State, Transform
 
 @dataclasses.dataclass(frozen=True)
 class AdagradScale(Transform):
-    """h / (sqrt(s) + eps), s the sum of the squared entries from `initial` on.
+    """h / (sqrt(s) + eps), s the sum of the squared entries from `initial` on. The real and the imaginary part of a
+    complex entry are two entries, as in torch.optim.Adagrad.
 
     Duchi, Hazan and Singer 2011.
     """
 
     eps: float = 1e-10
     initial: float = 0.0
+
+    entrywise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_range("eps", self.eps)

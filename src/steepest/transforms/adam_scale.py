@@ -17,7 +17,9 @@ class AdamScale(Transform):
     """m / (sqrt(v) + eps), m and v the bias-corrected averages of h and of its squared entries.
 
     With `amsgrad`, v is replaced by its largest value so far. Entrywise, so that it depends on the frame's choice of
-    axes; every frame here varies smoothly with the point.
+    axes; every frame here varies smoothly with the point. The real and the imaginary part of a complex entry are two
+    entries, each with its own moments, as in torch.optim.Adam: that depends on phases, where the average of |h|^2 would
+    not, and is chosen because users of complex parameters know it.
 
     Kingma and Ba 2015 (1412.6980), algorithm 1; Reddi, Kale and Kumar 2018 (1904.09237).
     """
@@ -26,6 +28,7 @@ class AdamScale(Transform):
     eps: float = 1e-8
     amsgrad: bool = False
 
+    entrywise: ClassVar[bool] = True
     carried: ClassVar[tuple[str, ...]] = ("first",)
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import re
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from steepest.manifolds.base import Manifold
@@ -41,10 +42,15 @@ class Transform(Spec, abc.ABC):
     It acts on one block `h` of the coordinates, shape `(*b, m, n)` (or `(*b, n)`: see `Context.ndim`), and treats
     batch elements alike and apart, so that an optimiser may stack points of one shape. Coordinates are plain matrices
     with the Frobenius inner product: a transform knows nothing of the manifold, and so works on all of them.
+
+    Coordinates of complex points are complex, with the inner product Re tr(h^H k).
     """
 
     joint: ClassVar[bool] = False
     """Whether `h` is the tuple of all blocks of a point instead of one block."""
+    entrywise: ClassVar[bool] = False
+    """Whether every real number is treated by itself: a complex block, and its state, then come as real ones with one
+    dimension more, of real and imaginary part, which `Context.ndim` does not count."""
     carried: ClassVar[tuple[str, ...]] = ()
     """Keys of first-order state: coordinates that must follow the point when it moves."""
 
@@ -88,7 +94,7 @@ class Chain:
         for link in self.links:
             blocks = [(states[0], h, ctx)] if link.joint else zip(states, h, _each_block(ctx, h), strict=True)
             for state, block, at in blocks:
-                state.update({f"{link.name}.{key}": value for key, value in link.init(block, at).items()})
+                state.update({f"{link.name}.{key}": value for key, value in _init(link, block, at).items()})
         return states
 
     def update(self, h: Blocks, states: tuple[State, ...], ctx: Context) -> Blocks:
@@ -123,17 +129,38 @@ def as_matrix(h: Tensor, ndim: int) -> Tensor:
     return h.reshape(*h.shape[: h.ndim - ndim], rows, shape.numel() // rows if rows else 0)
 
 
+def _init(link: Transform, h: Any, ctx: Context) -> State:
+    """One link's fresh state; of an entrywise one, what is like a complex block is complex."""
+    if not (link.entrywise and h.is_complex()):
+        return link.init(h, ctx)
+    parts = _parts(h)
+    return {key: _whole(v) if v.shape == parts.shape else v for key, v in link.init(parts, ctx).items()}
+
+
 def _run(link: Transform, h: Any, state: State, ctx: Context) -> Any:
     """One link, on the part of the state that is its own, under its own keys; an entry that it replaced is copied back,
     as the tensors of `state` may be views into a batch."""
     start = len(link.name) + 1
     own = {key[start:]: value for key, value in state.items() if key.startswith(link.name + ".")}
+    split = link.entrywise and h.is_complex()
+    if split:
+        h, own = _parts(h), {key: _parts(value) if value.is_complex() else value for key, value in own.items()}
     kept = dict(own)
     h = link.update(h, own, ctx)
     for key, value in kept.items():
         if own[key] is not value:
             value.copy_(own[key])
-    return h
+    return _whole(h) if split else h
+
+
+def _parts(z: Tensor) -> Tensor:
+    """Real and imaginary parts along a new last dimension; a view, but of a conjugate not yet computed."""
+    return torch.view_as_real(z.resolve_conj())
+
+
+def _whole(x: Tensor) -> Tensor:
+    """The inverse of `_parts`."""
+    return torch.view_as_complex(x.contiguous())
 
 
 def _each_block(ctx: Context, h: Blocks) -> list[Context]:

@@ -32,7 +32,7 @@ class ClipNorm(Transform):
     def update(self, h: Blocks, state: State, ctx: Context) -> Blocks:
         """The clipped blocks."""
         ndims = ctx.manifold.block_ndims
-        squares = [total(b.square(), k) for b, k in zip(h, ndims, strict=True)]
+        squares = [total((b.conj() * b).real, k) for b, k in zip(h, ndims, strict=True)]
         norm = torch.stack(squares).sum(0).sqrt()
         scale = (self.max_norm / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1)
         return tuple(b * scale[(...,) + (None,) * k] for b, k in zip(h, ndims, strict=True))

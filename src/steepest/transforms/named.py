@@ -22,6 +22,11 @@ class Named(Transform):
         return self.inner.joint
 
     @property
+    def entrywise(self) -> bool:
+        """As the inner transform."""
+        return self.inner.entrywise
+
+    @property
     def carried(self) -> tuple[str, ...]:
         """As the inner transform."""
         return self.inner.carried

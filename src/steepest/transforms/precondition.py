@@ -13,7 +13,7 @@ from steepest.transforms.base import Context, State, Transform, as_matrix
 
 @dataclasses.dataclass(frozen=True)
 class Precondition(Transform):
-    """L^(-1/4) h R^(-1/4), with L the sum (or average) of h h^T and R that of h^T h.
+    """L^(-1/4) h R^(-1/4), with L the sum (or average) of h h^H and R that of h^H h, Hermitian where h is complex.
 
     Args:
         beta: 1 to sum the statistics, as published; below 1 to average them exponentially.
@@ -38,33 +38,34 @@ class Precondition(Transform):
     def init(self, h: Tensor, ctx: Context) -> State:
         """Zero statistics; roots before their first computation."""
         *batch, m, n = as_matrix(h, ctx.ndim).shape
-        shapes = {
-            k: (*batch, side, side) if side <= self.max_side else (*batch, side)
-            for k, side in (("left", m), ("right", n))
-        }
-        return {name: h.new_zeros(shape) for k, shape in shapes.items() for name in (k, f"{k}_root")}
+        state: State = {}
+        for key, side in (("left", m), ("right", n)):
+            full = side <= self.max_side
+            zero = h.new_zeros((*batch, side, side)) if full else h.real.new_zeros((*batch, side))
+            state |= {key: zero, f"{key}_root": zero.clone()}
+        return state
 
     def update(self, h: Tensor, state: State, ctx: Context) -> Tensor:
         """The preconditioned block."""
         x = as_matrix(h, ctx.ndim)
-        for side, y in (("left", x), ("right", x.mT)):
+        for side, y in (("left", x), ("right", x.mH)):
             statistic, root = state[side], state[f"{side}_root"]
-            gram = y @ y.mT if statistic.ndim == x.ndim else y.square().sum(-1)
+            gram = y @ y.mH if statistic.ndim == x.ndim else (y.conj() * y).real.sum(-1)
             statistic.mul_(self.beta).add_(gram, alpha=1 - self.beta if self.beta < 1 else 1)
             if (ctx.step - 1) % self.every == 0:
                 root.copy_(self._inverse_root(statistic, x.ndim))
-        return _times(state["right_root"], _times(state["left_root"], x).mT).mT.reshape(h.shape)
+        return _times(state["right_root"], _times(state["left_root"], x).mH).mH.reshape(h.shape)
 
     def _inverse_root(self, statistic: Tensor, ndim: int) -> Tensor:
         """(S + eps mean(diag S) I)^(-1/4); the identity for a zero S. Eigenvalues below zero are rounding's: the
         statistic of a tall gradient has not full rank."""
         full = statistic.ndim == ndim
-        mean = (statistic.diagonal(dim1=-2, dim2=-1) if full else statistic).mean(-1, keepdim=True)
+        mean = (statistic.diagonal(dim1=-2, dim2=-1).real if full else statistic).mean(-1, keepdim=True)
         shift = torch.where(mean > 0, self.eps * mean, 1)
         if not full:
             return (statistic + shift) ** -0.25
         w, v = torch.linalg.eigh(statistic)
-        return (v * (w.clamp_min(0) + shift).pow(-0.25).unsqueeze(-2)) @ v.mT
+        return (v * (w.clamp_min(0) + shift).pow(-0.25).unsqueeze(-2)) @ v.mH
 
     @classmethod
     def examples(cls) -> list[Transform]:
