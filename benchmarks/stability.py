@@ -168,7 +168,7 @@ def rows() -> list[Row]:
     }
     grassmann = {"geomstats": geomstats_trip(Grassmannian(n, 2).metric, lambda x: x @ x.mT)}
     canonical = {"geomstats": geomstats_trip(GSStiefel(8, 3).metric)}
-    so = {"geomstats": geomstats_trip(GSRotations(n).bi_invariant_metric)}
+    so = {"geomstats": geomstats_trip(GSRotations(n))}
     lec = gs_correlation.FullRankCorrelationMatrices(n, equip=False)
     cholesky = {"geomstats": geomstats_trip(metric_of(lec, gs_correlation.LogEuclideanCholeskyMetric))}
     out = []

@@ -75,9 +75,11 @@ def tensor_field(value: Spec, name: str) -> Tensor | None:
     """The field `name` of a frozen value as a tensor, put in place: nested lists, as they come from JSON, in float64; a
     tensor as it is, with its gradient."""
     field = getattr(value, name)
-    if isinstance(field, list | tuple):
+    if isinstance(field, dict) and "complex" in field:
+        field = torch.view_as_complex(torch.tensor(field["complex"], dtype=torch.float64))
+    elif isinstance(field, list | tuple):
         field = torch.tensor(field, dtype=torch.float64)
-        object.__setattr__(value, name, field)
+    object.__setattr__(value, name, field)
     if field is not None and not isinstance(field, Tensor):
         raise TypeError(f"{name}: expected a tensor or nested lists of numbers, got {type(field).__name__}")
     return field
@@ -85,7 +87,7 @@ def tensor_field(value: Spec, name: str) -> Tensor | None:
 
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a is b or (a.shape == b.shape and torch.equal(a.double(), b.to(a.device).double()))
+        return a is b or (a.shape == b.shape and torch.equal(*(t.to(a.device, torch.promote_types(t.dtype, torch.float64)) for t in (a, b))))
     return type(a) is type(b) and bool(a == b)
 
 
@@ -93,5 +95,5 @@ def _write(value: Any) -> Any:
     if isinstance(value, Spec):
         return value.to_spec()
     if isinstance(value, Tensor):
-        return value.tolist()
+        return {"complex": torch.view_as_real(value).tolist()} if value.is_complex() else value.tolist()
     return [_write(v) for v in value] if isinstance(value, list | tuple) else value

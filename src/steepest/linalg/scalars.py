@@ -28,7 +28,9 @@ class Scalar:
     scale: Callable[[Tensor], Tensor] = torch.abs
     """Distance over which f varies near x."""
     positive: bool = True
-    """Whether f lives on x >= 0; then an eigenvalue that is negative by rounding alone counts as zero."""
+    """Whether f lives on x >= 0; then an eigenvalue that is negative by rounding alone counts as `least`."""
+    least: float = 0.0
+    """In units of the rounding error, n eps times the largest eigenvalue."""
 
 
 # Divided differences. -------------------------------------------------------------------------------------------------
@@ -117,7 +119,7 @@ def _power_taylor(p: float) -> Callable[[Tensor, int, int], Tensor]:
 
 
 EXP = Scalar(torch.exp, _exp_slope, _exp_taylor, scale=torch.ones_like, positive=False)
-LOG = Scalar(torch.log, _log_slope, _log_taylor)
+LOG = Scalar(torch.log, _log_slope, _log_taylor, least=1.0)
 SQRT = Scalar(torch.sqrt, lambda a, b: 1 / (a.sqrt() + b.sqrt()), _power_taylor(0.5))
 INV_SQRT = Scalar(torch.rsqrt, lambda a, b: -1 / (a * b.sqrt() + b * a.sqrt()), _power_taylor(-0.5))
 

@@ -49,7 +49,8 @@ def sym_exp(a: Tensor) -> Tensor:
 
 
 def sym_log(a: Tensor) -> Tensor:
-    """Matrix logarithm of the positive definite a `(*b, n, n)`."""
+    """Matrix logarithm of the positive definite a `(*b, n, n)`. An eigenvalue that rounding has made zero or negative
+    counts as n eps times the largest."""
     return _spectral(a, LOG)
 
 
@@ -126,7 +127,7 @@ def _eigen(s: Tensor, f: Scalar) -> tuple[Tensor, Tensor]:
     w, v = torch.linalg.eigh(s.detach())
     if f.positive:
         rounding = w.shape[-1] * torch.finfo(w.dtype).eps * w.abs().amax(-1, keepdim=True)
-        w = torch.where(w.abs() <= rounding, w.clamp_min(0), w)
+        w = torch.where((w <= 0) & (w >= -rounding), f.least * rounding, w)
     return w, v
 
 

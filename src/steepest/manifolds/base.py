@@ -101,6 +101,11 @@ class Manifold(Spec, abc.ABC):
         """First-order state (momentum) from the frame f to the frame `to` after the point has moved."""
         return self._conform(to, h)
 
+    def _horizontal(self, f: Any, h: Any) -> Any:
+        """Coordinates without the part that does not change what the point stands for; h itself but where the frame is
+        one of the total space of a quotient."""
+        return h
+
     @abc.abstractmethod
     def _move(self, f: Any, h: Any) -> Any:
         """`retract(x, push(x, h))` at the frame f: the step of every optimiser."""

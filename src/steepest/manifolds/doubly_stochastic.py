@@ -58,7 +58,9 @@ class _FixedSums(Manifold):
         return self._scaled(f.x.log() + self._centred(f, h) / f.root)
 
     def _scaled(self, logits: Tensor) -> Tensor:
-        return sinkhorn(logits, *self._sums(logits))
+        x = sinkhorn(logits, *self._sums(logits))
+        # a long step would make an entry zero, which no later one could leave; eps^2 does not show in the sums
+        return torch.maximum(x, torch.finfo(x.dtype).eps ** 2 * x.amax((-2, -1), keepdim=True))
 
     def project(self, x: Tensor) -> Tensor:
         """Entries raised to at least `eps` times the largest, then rows and columns scaled to their sums: the nearest

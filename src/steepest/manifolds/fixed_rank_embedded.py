@@ -148,7 +148,7 @@ class FixedRankEmbedded(Manifold):
 
     def _carry(self, f: FixedRankEmbeddedFrame, to: FixedRankEmbeddedFrame, h: Triple) -> Triple:
         # X = U M V^H + Up V^H + U Vp^H as a matrix, times the new V and times the new U; r x r products first.
-        up, m, vp = h
+        up, m, vp = self._conform(f, h)  # an entrywise optimiser's momentum has parts that stand for nothing
         turn_u, turn_v = to.u.mH @ f.u, to.v.mH @ f.v
         rows, columns = to.u.mH @ up, to.v.mH @ vp
         xv = f.u @ (m @ turn_v.mH + columns.mH) + up @ turn_v.mH

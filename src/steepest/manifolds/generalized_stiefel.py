@@ -69,12 +69,12 @@ class GeneralizedStiefel(Manifold):
 
     @property
     def _stiefel(self) -> Stiefel:
-        return self.__dict__["_flat"]  # type: ignore[no-any-return]
+        return self.__dict__["_flat"]
 
     def _c(self, x: Tensor) -> Tensor:
         """The Cholesky factor of B, as x is; with the derivative with respect to B where there is to be one."""
         c = torch.linalg.cholesky(self.b) if self.b.requires_grad else self.__dict__["_factor"]
-        return c.to(x)  # type: ignore[no-any-return]
+        return c.to(x)
 
     def _whiten(self, x: Tensor) -> Tensor:
         """C^H X: points and tangent vectors of this manifold -> of `Stiefel`."""
@@ -130,7 +130,9 @@ class GeneralizedStiefel(Manifold):
             return f"shape {tuple(x.shape)} is not (..., {n}, p) with p <= {n}: b is {n} x {n}"
         before, own = x.shape[:-2], self.b.shape[:-2]
         if any(k not in (1, m) for k, m in zip(own[::-1], before[::-1], strict=False)) or len(own) > len(before):
-            return f"batch dimensions {tuple(before)} do not fit those of b, {tuple(own)}: expected one b for each point"
+            return (
+                f"batch dimensions {tuple(before)} do not fit those of b, {tuple(own)}: expected one b for each point"
+            )
         return ""
 
     def dim(self, shape: tuple[int, ...], scalars: str = "real") -> int:

@@ -18,16 +18,13 @@ import torch
 from torch import Tensor
 
 from steepest.linalg.cg import least_squares
+from steepest.manifolds.flow import flow
 from steepest.manifolds.implicit import ConvergenceWarning, fixed_point, ravel, unravel, with_derivatives
 from steepest.manifolds.tensors import as_tuple, each, like
 
 if TYPE_CHECKING:
     from steepest.manifolds.base import Manifold
 
-COLUMNS = 6
-"""Columns of the extrapolation table: order 12, 36 evaluations for one step."""
-STEPS = 500
-"""Steps after which an integration counts as failed."""
 __all__ = ["ConvergenceWarning", "flat", "hessian", "integrate", "shoot"]
 
 
@@ -44,8 +41,7 @@ def flat(m: Manifold, x: Any, v: Any) -> Any:
 def integrate(m: Manifold, x: Any, v: Any) -> Any:
     """End at time one of the geodesic that leaves x with velocity v, with a relative error of about 1000 eps.
 
-    By the extrapolated midpoint rule of order 12 with steps that adapt to the hardest element of the batch (Gragg,
-    Bulirsch and Stoer; Hairer, Norsett and Wanner 1993, section II.9). NaN where the geodesic ends before time one.
+    NaN where the geodesic ends before time one (`flow`).
     """
 
     def energy(x: Any, p: Any) -> Tensor:
@@ -58,41 +54,7 @@ def integrate(m: Manifold, x: Any, v: Any) -> Any:
 
     k = m.arity
     state = (*as_tuple(x), *as_tuple(flat(m, x, v)))
-    tolerance = 1000 * torch.finfo(as_tuple(x)[0].dtype).eps
-    time, step = 0.0, 1.0
-    for _ in range(STEPS):
-        step = min(step, 1 - time)
-        arrived, error = _extrapolated(field, state, step)
-        if error <= tolerance:
-            state, time = arrived, time + step
-        step *= min(2.0, max(0.1, 0.8 * (tolerance / max(error, 1e-300)) ** (1 / (2 * COLUMNS))))
-        if time >= 1:
-            return like(x, state[:k])
-        if step < 1e-6:
-            break
-    return each(lambda t: t * torch.nan, x)
-
-
-def _extrapolated(field: Any, state: tuple[Tensor, ...], step: float) -> tuple[tuple[Tensor, ...], float]:
-    """One step of the midpoint rule, extrapolated to infinitely many substeps, and its relative error."""
-    slope = field(state)
-    row: list[tuple[Tensor, ...]] = []
-    for j in range(1, COLUMNS + 1):
-        n = 2 * j
-        before, now = state, _add(state, slope, step / n)
-        for _ in range(n - 1):
-            before, now = now, _add(before, field(now), 2 * step / n)
-        new = [now]
-        for i, old in enumerate(row):  # n_j / n_(j-i-1) squared, less one
-            new.append(_add(new[-1], _add(new[-1], old, -1.0), 1 / ((j / (j - i - 1)) ** 2 - 1)))
-        row, last = new, row
-    gaps = zip(row[-1], last[-1], state, strict=True)
-    error = max(((a - b).detach().abs().max() / c.detach().abs().max().clamp_min(1)).item() for a, b, c in gaps)
-    return row[-1], error if error == error else float("inf")
-
-
-def _add(x: tuple[Tensor, ...], y: tuple[Tensor, ...], t: float) -> tuple[Tensor, ...]:
-    return tuple(a + t * b for a, b in zip(x, y, strict=True))
+    return like(x, flow(field, state)[:k])
 
 
 # Their inverse. -------------------------------------------------------------------------------------------------------
@@ -109,7 +71,8 @@ def shoot(m: Manifold, x: Any, y: Any, iterations: int = 100) -> Any:
 
     def tangent(z: Tensor) -> Any:
         h = unravel(z, shape, m.block_ndims)
-        return m.push(x, h if len(shape) > 1 else h[0])
+        f = m.frame(x)
+        return m._push(f, m._horizontal(f, h if len(shape) > 1 else h[0]))
 
     def miss(z: Tensor) -> Tensor:
         return _flatten(m, x, each(torch.sub, m.represent(m.exp(x, tangent(z))), target))

@@ -27,10 +27,10 @@ class Stiefel(Manifold):
     The metric is Re tr U^H (I - (2 a + 1) / (2 (a + 1)) X X^H) V for a number a > -1, and with c = sqrt(2 (a + 1)) the
     frame is `push(X, (A, Z)) = c X skew(A) + (I - X X^H) Z`.
 
-    `exp` is smooth everywhere; it needs two matrix exponentials, of sizes 2p and p (one for the canonical metric).
-    `log` is Newton's method in that size (`stiefel_log`). It finds the shortest geodesic wherever that is known to be
-    unique, up to the distance pi (Euclidean metric; Zimmermann and Stoye 2024) or 0.91 pi (canonical; Absil and
-    Mataigne 2024), and beyond some short one. Parallel transport has no closed form: `transport` projects.
+    `exp` takes two matrix exponentials, of sizes 2p and p, the canonical metric one. `log` is Newton's method in that
+    size (`stiefel_log`): the shortest geodesic, as far as tests can tell, up to the injectivity radius, which is pi for
+    the Euclidean metric (Zimmermann and Stoye 2024) and about 0.91 pi for the canonical one (Absil and Mataigne 2024),
+    and some short geodesic beyond. Parallel transport has no formula in this size: `transport` projects.
 
     Args:
         metric: "euclidean", of the embedding, a = -1/2; "canonical", tr U^H (I - X X^H / 2) V, of the quotient
@@ -90,38 +90,41 @@ class Stiefel(Manifold):
         return skew(a), z - x @ (x.mH @ z)
 
     def _move(self, x: Tensor, h: tuple[Tensor, Tensor]) -> Tensor:
-        if self.retraction == "cayley":
-            return reorthonormalize(_cayley(x, *self._turn_and_tilt(x, h)))
         if self.retraction == "exp":
-            return reorthonormalize(self._exp(x, h))
+            return reorthonormalize(self.exp(x, self._push(x, h)))
+        if self.retraction == "cayley":
+            a, z = self._conform(x, h)
+            return reorthonormalize(_cayley(x, self.scale * a, z))
         y = x + self._push(x, h)
-        return cholesky_qr(y) if self.retraction == "qr" else y @ sym_inv_sqrt(y.mH @ y)  # both mend x's own rounding
-
-    def _turn_and_tilt(self, x: Tensor, h: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """X^H V and (I - X X^H) V of the tangent vector V = push(X, h)."""
-        a, z = self._conform(x, h)
-        return self.scale * a, z
-
-    def _exp(self, x: Tensor, h: tuple[Tensor, Tensor]) -> Tensor:
-        """[X Z] expm([[(2/c) A, -Z^H Z], [I, 0]]) [I; 0] expm((c - 2/c) A): no factorisation, smooth in h."""
-        c, (a, z) = self.scale, self._conform(x, h)
-        eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device).expand_as(a)
-        generator = torch.cat([torch.cat([2 / c * a, -z.mH @ z], -1), torch.cat([eye, 0 * eye], -1)], -2)
-        y = torch.cat([x, z], -1) @ torch.linalg.matrix_exp(generator)[..., : x.shape[-1]]
-        return y if self.metric in ("canonical", 0) else y @ torch.linalg.matrix_exp((c - 2 / c) * a)
+        return cholesky_qr(y) if self.retraction == "qr" else y @ sym_inv_sqrt(y.mH @ y)  # all mend x's own rounding
 
     def exp(self, x: Tensor, v: Tensor) -> Tensor:
-        """End of the geodesic that leaves x with velocity v (Zimmermann and Hueper 2022, equation 10, in size 2p)."""
-        return self._exp(x, self._coords(x, v))
+        """End of the geodesic that leaves x with velocity v.
+
+        With A = X^H V and b = 1 / c^2 it is [X V] expm(G) [I; 0] expm((1 - 2 b) A), where
+
+            G = [[(2 b - 1) A, (2 b - 2) A^2 - V^H V], [I, A]]
+
+        stands for V X^H - X V^H - (2 - 2 b) X A X^H in the span of X and V (Zimmermann and Hueper 2022, section 2; for
+        b = 1, Edelman et al. 1998, equation 2.42). There is no factorisation, so that it is smooth everywhere.
+        """
+        a, b = skew(x.mH @ v), 1 / self.scale**2
+        eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device).expand_as(a)
+        upper = torch.cat([(2 * b - 1) * a, (2 * b - 2) * (a @ a) - v.mH @ v], -1)
+        generator = torch.cat([upper, torch.cat([eye, a], -1)], -2)
+        inner = torch.linalg.matrix_exp(generator)[..., : x.shape[-1]]
+        if self.metric not in ("canonical", 0):  # there the other factor is the identity
+            inner = inner @ _skew_expm((1 - 2 * b) * a)
+        return torch.cat([x, v], -1) @ inner
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
-        """The shortest v with `exp(x, v) == y` where it is known to be unique, elsewhere a short one. NaN, with a
-        warning, where none is found: square real matrices may have determinants that differ."""
+        """The v with `exp(x, v) == y` that is shorter than the injectivity radius; where there is none, a short one. NaN,
+        with a warning, where none is found: square real matrices may have different determinants."""
         if x.shape[-1] == x.shape[-2]:  # geodesics of every metric are one-parameter groups
             v = x @ unitary_log(double(x.mH @ y)).to(x.dtype)
             warn_unless(v.detach().isfinite().flatten(-2).all(-1))
             return v
-        return self._push(x, stiefel_log(x, y, self.scale, lambda h: self._exp(x, h)))
+        return self._push(x, stiefel_log(x, y, self.scale, lambda h: self.exp(x, self._push(x, h))))
 
     def project(self, x: Tensor) -> Tensor:
         """Polar factor. Where x has not full rank no nearest point is unique, and none is returned: the residual of the
@@ -175,6 +178,14 @@ def _cayley(x: Tensor, a: Tensor, n: Tensor) -> Tensor:
     k = inverse @ (a / 2) @ inverse.mH
     core = torch.cholesky_solve(inverse, torch.linalg.cholesky_ex(eye + k.mH @ k).L)
     return (2 * x + n) @ (inverse.mH @ (core + k @ core)) - x
+
+
+def _skew_expm(a: Tensor) -> Tensor:
+    """expm(A) of a skew A, as expm(A + I) / e: below norm 0.05 (0.6 in float32), torch's polynomial for a single matrix
+    has a wrong coefficient (pytorch #196592) and errs by 2e-10 (5e-5). The other exponential here has the norm one at
+    least."""
+    eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    return torch.linalg.matrix_exp(a + eye) / math.e
 
 
 def _euclidean_exp(x: Tensor, v: Tensor) -> Tensor:

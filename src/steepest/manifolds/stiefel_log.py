@@ -111,7 +111,7 @@ def _search(target: Tensor, c: float) -> Pair:
         if attempt:
             noise = torch.randn(other.shape, generator=generator, dtype=other.dtype).to(other.device)
             noise = torch.cat([skew(noise[:, :p]), noise[:, p:]], -2)
-            other = other + bcast(_size(other) / _size(noise), 2) * noise
+            other = other + bcast(_size(gap[lost]) / _size(noise), 2) * noise
         h[lost], found[lost] = _continued(target[lost], other, c)
     return h, found
 
@@ -302,7 +302,7 @@ class _Solve(torch.autograd.Function):
         return inverse.solve(w)
 
     @staticmethod
-    def backward(ctx: Any, a: Tensor, z: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, a: Tensor, z: Tensor) -> Any:
         return _Adjoint.apply(a, z, ctx.inverse), None
 
 
@@ -315,5 +315,5 @@ class _Adjoint(torch.autograd.Function):
         return inverse.adjoint(a, z)
 
     @staticmethod
-    def backward(ctx: Any, w: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, w: Tensor) -> Any:
         return *_Solve.apply(w, ctx.inverse), None

@@ -139,6 +139,7 @@ class Tucker(Manifold):
         return (core, *(_off(u, k) for u, k in zip(f.factors, rest, strict=True)))
 
     def _carry(self, f: TuckerFrame, to: TuckerFrame, h: Tensors) -> Tensors:
+        h = self._conform(f, h)  # an entrywise optimiser's momentum has parts that stand for nothing
         turns = [new.mH @ old for new, old in zip(to.factors, f.factors, strict=True)]
         parts = [self._along(f, h, turns, to.factors, i) for i in range(self.order)]
         core = self._times(parts[0][0], turns[0], 0) + self._times(parts[0][1], to.factors[0].mH @ h[1], 0)

@@ -37,8 +37,11 @@ class FlatMetric(SPDMetric):
 
     def exp(self, x: Tensor, v: Tensor) -> Tensor:
         """The point at C + h, h the coordinates of v."""
-        c = self.frame(x)
-        return self.step(c, self.coords(c, v))
+        return self.step(self.frame(x), self.chart_derivative(x, v).to(v.dtype))
+
+    def chart_derivative(self, x: Tensor, v: Tensor) -> Tensor:
+        """The coordinates of v, in float64."""
+        return self.coords(self.frame(double(x)), double(v))
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
         """The difference of the charts, pushed; unique."""
@@ -52,7 +55,7 @@ class FlatMetric(SPDMetric):
 
     def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """Parallel transport, along any path: the coordinates stay."""
-        return self.push(self.frame(double(y)), self.coords(self.frame(double(x)), double(v))).to(v.dtype)
+        return self.push(self.frame(double(y)), self.chart_derivative(x, v)).to(v.dtype)
 
     def hessian(self, x: Tensor, g: Tensor, gv: Tensor, v: Tensor) -> Tensor:
         """The derivative of the gradient in the chart, along v."""

@@ -56,6 +56,10 @@ class LogEuclidean(FlatMetric):
         """D log(X)[V]."""
         return sym_log_derivative(sym_exp(c), v.to(c.dtype)).to(v.dtype)
 
+    def chart_derivative(self, x: Tensor, v: Tensor) -> Tensor:
+        """D log(X)[V], from X itself: exp(log X) would have lost digits of its small eigenvalues."""
+        return sym_log_derivative(double(x), double(v))
+
     def decay(self, c: Tensor, h: Tensor, rate: float) -> Tensor:
         """X has the coordinates D log(X)[X] = I."""
         return h + rate * torch.eye(c.shape[-1], dtype=h.dtype, device=h.device)
