@@ -2,8 +2,8 @@
 
 Han, Mishra, Jawanpuria and Gao 2021 (2110.10464) find that the Riemannian Hessian at a solution X* is conditioned like
 kappa(X*) under the Bures-Wasserstein metric and like kappa(X*)^2 under the affine-invariant one, for problems that are
-well conditioned in X itself. So steepest descent should need about kappa and kappa^2 iterations. Two of their problems at
-a small size: least squares |X - B|^2 / 2, and a Lyapunov equation, tr(X A X) / 2 - tr(X C), whose solution is X*.
+well conditioned in X itself. So steepest descent should need about kappa and kappa^2 iterations. Two of their problems
+at a small size: least squares |X - B|^2 / 2, and a Lyapunov equation, tr(X A X) / 2 - tr(X C), whose solution is X*.
 
     python benchmarks/bures_wasserstein.py            # about three minutes
     python benchmarks/bures_wasserstein.py --size 50
@@ -88,7 +88,9 @@ def draw(rows, n):
         for name, style in styles.items():
             for metric, colour in colours.items():
                 points = [(r[2], r[column]) for r in rows if r[:2] == (name, metric) and r[3] is not None]
-                axis.loglog(*zip(*points, strict=True), style, color=colour, marker="o", ms=4, label=f"{metric}, {name}")
+                axis.loglog(
+                    *zip(*points, strict=True), style, color=colour, marker="o", ms=4, label=f"{metric}, {name}"
+                )
         axis.set(xlabel="condition number of the solution", ylabel=label)
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=7.5)

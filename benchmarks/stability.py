@@ -46,8 +46,19 @@ PAGE = Path(__file__).parent.parent / "docs" / "stability.md"
 SEEDS = 5
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-8}
 DISTANCES = (0.1, 0.3, 1, 2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
-ANGLES = tuple(round(f, 9) for f in (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 0.9999, 0.99999, 1 - 1e-6, 1 - 1e-7))
+ANGLES = tuple(
+    round(f, 9) for f in (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 0.9999, 0.99999, 1 - 1e-6, 1 - 1e-7)
+)
 CONDITIONS = tuple(10.0**k for k in range(1, 17))
+
+HEAD = """# Stability
+
+Written by `python benchmarks/stability.py`. The largest distance, angle or condition number at which exp(x, log(x, y))
+returns to y, to 1e-3 relative in float32 and 1e-8 in float64, for each of five random pairs and all smaller values;
+"none": not even at the smallest. A dash: the library has no such pair of operations.
+
+| manifold | what grows | steepest f32 | geoopt f32 | geomstats f32 | steepest f64 | geoopt f64 | geomstats f64 |
+|---|---|--:|--:|--:|--:|--:|--:|"""
 
 RoundTrip = Callable[[torch.Tensor, torch.Tensor], Any]
 
@@ -192,7 +203,8 @@ def rows() -> list[Row]:
             math.pi),
         Row("Unitary", "largest angle / pi", ANGLES, shot(Unitary(), (n, n), torch.complex128, "angle"), Unitary(), {},
             math.pi),
-        Row("Correlation, log-euclidean-cholesky", "condition", CONDITIONS, spread_correlation(n), Correlation(), cholesky),
+        Row("Correlation, log-euclidean-cholesky", "condition", CONDITIONS, spread_correlation(n), Correlation(),
+            cholesky),
         Row("Correlation, quotient-affine", "condition", CONDITIONS, spread_correlation(n),
             Correlation("quotient-affine"), {}),
         Row("PSDFixedRank", "condition", CONDITIONS, low_rank, PSDFixedRank(), {}),
@@ -219,14 +231,7 @@ def cell(value: float | None) -> str:
 def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    lines = [
-        "# Stability", "",
-        "Written by `python benchmarks/stability.py`. The largest distance, angle or condition number at which",
-        "exp(x, log(x, y)) returns to y, to 1e-3 relative in float32 and 1e-8 in float64, for each of five random pairs and",
-        "all smaller values; \"none\": not even at the smallest. A dash: the library has no such pair of operations.", "",
-        "| manifold | what grows | steepest f32 | geoopt f32 | geomstats f32 | steepest f64 | geoopt f64 | geomstats f64 |",
-        "|---|---|--:|--:|--:|--:|--:|--:|",
-    ]  # fmt: skip
+    lines = [HEAD]
     behind = []
     for row in rows():
         cells = []

@@ -21,18 +21,20 @@ Every optimiser works on every manifold below. Shapes are `(*b, n, p)`: any lead
 `push` takes coordinates to tangent vectors and is orthonormal for the metric; `pull`, its adjoint, takes Euclidean
 gradients to coordinates. Optimisers work in the coordinates, block by block.
 
-**Own formulas** says which of `exp`, `log`, `dist`, `transport`, `hessian` and `mean` a manifold computes by a closed form
-or an algorithm of its own. The others work as well: geodesics are integrated from the frame to rounding, `log` shoots along
-them, `dist` is the length of `log`, `hessian` comes from derivatives of the frame, `mean` is Karcher's iteration, all
-differentiable. **Transport** is the parallel one along the shortest geodesic where it says so, and else the way in which
-momentum is carried: through the coordinates, with a projection where the frame needs one.
+**Own formulas** says which of `exp`, `log`, `dist`, `transport`, `hessian` and `mean` a manifold computes by a closed
+form or an algorithm of its own. The others work as well: geodesics are integrated from the frame to rounding, `log`
+shoots along them, `dist` is the length of `log`, `hessian` comes from derivatives of the frame, `mean` is Karcher's
+iteration, all differentiable. **Transport** is the parallel one along the shortest geodesic where it says so, and else
+the way in which momentum is carried: through the coordinates, with a projection where the frame needs one.
 """
 
 
 def page() -> str:
     """The whole page."""
     groups = [(family, list(cases)) for family, cases in groupby(testing.manifolds(), key=lambda e: type(e[0]))]
-    return "\n".join([HEAD, *_overview(groups), *(line for family, cases in groups for line in _section(family, cases))])
+    return "\n".join(
+        [HEAD, *_overview(groups), *(line for family, cases in groups for line in _section(family, cases))]
+    )
 
 
 def _overview(groups: list) -> list[str]:

@@ -86,8 +86,9 @@ def tensor_field(value: Spec, name: str) -> Tensor | None:
 
 
 def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a is b or (a.shape == b.shape and torch.equal(*(t.to(a.device, torch.promote_types(t.dtype, torch.float64)) for t in (a, b))))
+    if isinstance(a, Tensor) and isinstance(b, Tensor):  # single precision comes back from JSON in double
+        wide = [t.to(a.device, torch.promote_types(t.dtype, torch.float64)) for t in (a, b)]
+        return a is b or (a.shape == b.shape and wide[0].dtype == wide[1].dtype and torch.equal(*wide))
     return type(a) is type(b) and bool(a == b)
 
 

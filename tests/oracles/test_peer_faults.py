@@ -246,7 +246,15 @@ class Layer(nn.Module):
         return self.manifold.residual(self.weight.detach().double()).item()
 
 
-MANIFOLDS = [Stiefel(), Stiefel("canonical", "polar"), Grassmann(), Sphere(), Oblique(), SPD(), SPD(retraction="second_order")]
+MANIFOLDS = [
+    Stiefel(),
+    Stiefel("canonical", "polar"),
+    Grassmann(),
+    Sphere(),
+    Oblique(),
+    SPD(),
+    SPD(retraction="second_order"),
+]
 every_manifold = pytest.mark.parametrize("manifold", MANIFOLDS, ids=str)
 
 
@@ -526,7 +534,13 @@ def test_compile_without_graph_breaks(manifold: Stiefel) -> None:
 
 def test_traces_without_graph_breaks() -> None:
     """The same without a code generator: the front end alone, which is what refuses."""
-    for manifold in (Stiefel(), Stiefel("canonical", "polar"), SPD(retraction="second_order"), Grassmann(), Euclidean()):
+    for manifold in (
+        Stiefel(),
+        Stiefel("canonical", "polar"),
+        SPD(retraction="second_order"),
+        Grassmann(),
+        Euclidean(),
+    ):
 
         def move(x: Tensor, g: Tensor, manifold: Any = manifold) -> Tensor:
             return manifold.retract(x, manifold.grad(x, -0.1 * g))

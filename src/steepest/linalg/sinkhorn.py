@@ -15,7 +15,7 @@ NEWTON = 6
 
 
 def sinkhorn(logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """exp(logits + a_i + b_j), `(*b, m, n)`, with a and b such that its rows sum to `rows` and its columns to `columns`.
+    """exp(logits + a_i + b_j), `(*b, m, n)`, of which a and b make the rows sum to `rows`, the columns to `columns`.
 
     Alternating scaling (Sinkhorn 1964) until the sums are right to a hundredth, then Newton's method on a and b. The
     result is differentiable twice with respect to all arguments: its last two Newton steps, with a constant Hessian,

@@ -45,34 +45,34 @@ def skew(a: Tensor) -> Tensor:
 
 def sym_exp(a: Tensor) -> Tensor:
     """Matrix exponential of the symmetric or Hermitian a `(*b, n, n)`."""
-    return _spectral(a, EXP)
+    return sym_function(a, EXP)
 
 
 def sym_log(a: Tensor) -> Tensor:
     """Matrix logarithm of the positive definite a `(*b, n, n)`. An eigenvalue that rounding has made zero or negative
     counts as n eps times the largest."""
-    return _spectral(a, LOG)
+    return sym_function(a, LOG)
 
 
 def sym_sqrt(a: Tensor) -> Tensor:
     """Positive square root of the positive semidefinite a `(*b, n, n)`; differentiable where a is definite."""
-    return _spectral(a, SQRT)
+    return sym_function(a, SQRT)
 
 
 def sym_inv_sqrt(a: Tensor) -> Tensor:
     """Inverse of the positive square root of the positive definite a `(*b, n, n)`."""
-    return _spectral(a, INV_SQRT)
+    return sym_function(a, INV_SQRT)
 
 
 def sym_power(a: Tensor, p: float) -> Tensor:
     """a^p of the Hermitian a `(*b, n, n)`; a positive definite, semidefinite for p > 0, any sign for an integral p."""
-    return _spectral(a, power(p))
+    return sym_function(a, power(p))
 
 
 def sym_angle_over_sine(a: Tensor) -> Tensor:
     """arccos(a) / sin(arccos(a)) of the symmetric a `(*b, n, n)` with eigenvalues in [0, 1]: smooth at one, where an
     angle is zero; above one by rounding counts as one."""
-    return _spectral(a, ANGLE_OVER_SINE)
+    return sym_function(a, ANGLE_OVER_SINE)
 
 
 # Derivatives along a direction. ---------------------------------------------------------------------------------------
@@ -106,7 +106,8 @@ def sym_power_derivative(a: Tensor, e: Tensor, p: float) -> Tensor:
 # The matrix function and its three derivatives. -----------------------------------------------------------------------
 
 
-def _spectral(a: Tensor, f: Scalar) -> Tensor:
+def sym_function(a: Tensor, f: Scalar) -> Tensor:
+    """f(a) of the symmetric or Hermitian a `(*b, n, n)`, for any function of `Scalar` with its divided differences."""
     s = sym(widen(a))
     return _Value.call(f, s, *_eigen(s, f)).to(a.dtype)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,11 +16,12 @@ from torch import Tensor
 
 from steepest.linalg.precision import widen
 from steepest.manifolds import geodesic, karcher
-from steepest.manifolds.tensors import Tensors, as_tuple, like, total
+from steepest.manifolds.tensors import as_tuple, like, total
 from steepest.spec import Spec
 
 OPERATIONS = ("exp", "log", "dist", "transport", "hessian", "mean")
 """What every manifold can do besides optimisation: by a formula of its own, or by the general method of this class."""
+
 
 class Manifold(Spec, abc.ABC):
     """A matrix manifold; a frozen dataclass whose fields are its metric, its retraction and its sizes.

@@ -83,9 +83,9 @@ class _FixedSums(Manifold):
 class DoublyStochastic(_FixedSums):
     """Positive matrices X `(*b, m, n)` with given row and column sums: transport plans, relaxed permutations.
 
-    The metric is Fisher's, sum U V / X. With Pi the orthogonal projection onto the coordinates k for which sqrt X * k has
-    zero row and column sums, `push(X, h) = sqrt X * Pi h`; it costs one Cholesky factorisation of size n. The retraction
-    is X * exp(V / X), scaled to the sums (`steepest.linalg.sinkhorn`).
+    The metric is Fisher's, sum U V / X. With Pi the orthogonal projection onto the coordinates k for which sqrt X * k
+    has zero row and column sums, `push(X, h) = sqrt X * Pi h`; it costs one Cholesky factorisation of size n. The
+    retraction is X * exp(V / X), scaled to the sums (`steepest.linalg.sinkhorn`).
 
     Args:
         rows: row sums, positive, `(m,)`; None: ones.
@@ -148,8 +148,8 @@ class DoublyStochastic(_FixedSums):
 class SymmetricDoublyStochastic(_FixedSums):
     """Symmetric positive matrices X `(*b, n, n)` whose rows, and so columns, sum to one: similarities, graph weights.
 
-    As `DoublyStochastic`, with symmetric coordinates: `push(X, h) = sqrt X * (sym(h) - sqrt X * (a 1^T + 1 a^T))` with a
-    such that the sums vanish.
+    As `DoublyStochastic`, with symmetric coordinates: `push(X, h) = sqrt X * (sym(h) - sqrt X * (a 1^T + 1 a^T))` with
+    a such that the sums vanish.
 
     Douik and Hassibi 2018 (1802.02628), section IV.
 

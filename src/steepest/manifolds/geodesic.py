@@ -31,8 +31,7 @@ __all__ = ["ConvergenceWarning", "flat", "hessian", "integrate", "shoot"]
 def flat(m: Manifold, x: Any, v: Any) -> Any:
     """A covector p at x with `push(x, pull(x, p)) == v`: the tangent vector v with its index lowered."""
     f = m.frame(x)
-    h, adjoint = torch.func.vjp(lambda v: m._coords(f, v), v)
-    return adjoint(h)[0]
+    return torch.func.vjp(lambda v: m._coords(f, v), v)[1](m._coords(f, v))[0]
 
 
 # Geodesics. -----------------------------------------------------------------------------------------------------------
@@ -128,15 +127,15 @@ def hessian(m: Manifold, x: Any, g: Any, gv: Any, v: Any) -> Any:
 
         Hess f [v] = P (gv + d_x <g, P p> / 2) + (DP[v] g - DP[w] p) / 2,
 
-    the bilinear form D^2 f - Df(Christoffel) with the Christoffel symbols of a cometric; the last bracket is tangent, up
-    to a part that is vertical on a quotient and is taken out. It serves every metric alike, where the Weingarten map
+    the bilinear form D^2 f - Df(Christoffel) with the Christoffel symbols of a cometric; the last bracket is tangent,
+    up to a part that is vertical on a quotient and is taken out. It serves every metric alike, where the Weingarten map
     (Absil, Mahony and Trumpf 2013) serves the metric of the embedding.
     """
     p = flat(m, x, v)
     w = m.grad(x, g)
-    _, back = torch.func.vjp(lambda x: m.grad(x, p), x)
+    back = torch.func.vjp(lambda x: m.grad(x, p), x)[1]
     curved = m.grad(x, each(lambda a, b: a + b / 2, gv, back(g)[0]))
-    _, along_v = torch.func.jvp(lambda x: m.grad(x, g), (x,), (v,))
-    _, along_w = torch.func.jvp(lambda x: m.grad(x, p), (x,), (w,))
+    along_v = torch.func.jvp(lambda x: m.grad(x, g), (x,), (v,))[1]
+    along_w = torch.func.jvp(lambda x: m.grad(x, p), (x,), (w,))[1]
     bracket = m.push(x, m.coords(x, each(torch.sub, along_v, along_w)))
     return each(lambda a, b: a + b / 2, curved, bracket)

@@ -1,7 +1,7 @@
 """Solutions of equations, and their derivatives.
 
-An iteration that solves F(z, a) = 0 for z need not be differentiated through. From the solution z*, the chord method
-z <- z - J^-1 F(z, a), with the constant J = dF/dz at z*, changes nothing in value, but each step makes the dependence on
+An iteration that solves F(z, a) = 0 for z need not be differentiated through. From the solution z*, the chord method z
+<- z - J^-1 F(z, a), with the constant J = dF/dz at z*, changes nothing in value, but each step makes the dependence on
 a exact to one order more: two steps give the first and the second derivative.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -25,8 +26,8 @@ class ConvergenceWarning(UserWarning):
 
 def fixed_point(step: Linear, z: Tensor, what: str, iterations: int = 100, memory: int = 6) -> Tensor:
     """The fixed point of z <- z + step(z), `(*b, d)`, from the combination of the last steps that would leave the
-    shortest one (Anderson 1965; Walker and Ni 2011). NaN, with a warning that names `what`, for elements that do not get
-    there."""
+    shortest one (Anderson 1965; Walker and Ni 2011). NaN, with a warning that names `what`, for elements that do not
+    get there."""
     tolerance = 2000 * torch.finfo(z.dtype).eps
     zs: list[Tensor] = []
     gs: list[Tensor] = []
@@ -43,8 +44,8 @@ def fixed_point(step: Linear, z: Tensor, what: str, iterations: int = 100, memor
         z = torch.where(done.unsqueeze(-1), z, z + _accelerated(zs, gs))
     if not done.all():
         warnings.warn(
-            f"{what}: no solution found for {int((~done).sum())} of {done.numel()} in {iterations} iterations; the points "
-            "may be too far apart. The result is NaN there.",
+            f"{what}: no solution found for {int((~done).sum())} of {done.numel()} in {iterations} iterations; the "
+            "points may be too far apart. The result is NaN there.",
             ConvergenceWarning,
             stacklevel=5,
         )
@@ -55,7 +56,7 @@ def _accelerated(zs: list[Tensor], gs: list[Tensor]) -> Tensor:
     """The move from the last of zs, given the steps gs at all of them."""
     if len(zs) == 1:
         return gs[0]
-    dz, dg = (torch.stack([b - a for a, b in zip(s, s[1:], strict=False)], -1) for s in (zs, gs))
+    dz, dg = (torch.stack([b - a for a, b in pairwise(s)], -1) for s in (zs, gs))
     gram = dg.mT @ dg
     ridge = 1e-14 * gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] + torch.finfo(gram.dtype).tiny
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
@@ -91,7 +92,7 @@ def _dense_inverse(residual: Linear, z: Tensor) -> Linear:
 
 
 def _iterative_inverse(residual: Linear, z: Tensor) -> Linear:
-    _, adjoint = torch.func.vjp(residual, z)
+    adjoint = torch.func.vjp(residual, z)[1]
     return lambda b: _Solve.apply(b, lambda t: torch.func.jvp(residual, (z,), (t,))[1], lambda c: adjoint(c)[0])
 
 

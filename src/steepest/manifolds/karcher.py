@@ -45,6 +45,7 @@ def mean(m: Manifold, points: Any, weights: Tensor | None = None) -> Any:
 
 
 def normalized_weights(weights: Tensor | None, first: Tensor, batch: tuple[int, ...]) -> Tensor:
+    """The weights of `mean` as `(k, *b)` of sum one, real, for points whose first tensor is `first`."""
     real = first.real.dtype if first.is_complex() else first.dtype
     if weights is None:
         return torch.full((first.shape[0], *batch), 1 / first.shape[0], dtype=real, device=first.device)
@@ -70,7 +71,7 @@ def _descend(m: Manifold, x: Any, descent: Any, batch: tuple[int, ...]) -> Any:
         if ((size <= 16 * eps) | stuck | size.isnan()).all():
             break
         last = torch.minimum(size, last)
-        x = m.exp(x, each(lambda t: bcast(rate, t.ndim - rate.ndim).to(t.dtype) * t, v))
+        x = m.exp(x, _times(rate, v))
     failed = ~(size <= eps**0.75)
     if failed.any():
         warnings.warn(
@@ -80,6 +81,10 @@ def _descend(m: Manifold, x: Any, descent: Any, batch: tuple[int, ...]) -> Any:
             stacklevel=5,
         )
     return each(lambda t: torch.where(bcast(failed, t.ndim - failed.ndim), torch.nan, t), x)
+
+
+def _times(rate: Tensor, v: Any) -> Any:
+    return each(lambda t: bcast(rate, t.ndim - rate.ndim).to(t.dtype) * t, v)
 
 
 def _attached(m: Manifold, x: Any, descent: Any) -> Any:

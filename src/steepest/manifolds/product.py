@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.manifolds.base import Manifold, Tensors, as_tuple
+from steepest.manifolds.base import Manifold
 from steepest.manifolds.euclidean import Euclidean
 from steepest.manifolds.fixed_rank import FixedRank
 from steepest.manifolds.spd import SPD
 from steepest.manifolds.stiefel import Stiefel
+from steepest.manifolds.tensors import Tensors, as_tuple
 
 
 @dataclasses.dataclass(frozen=True)

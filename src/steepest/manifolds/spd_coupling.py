@@ -29,13 +29,14 @@ class Frame(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class SPDCoupling(Manifold):
-    """Arrays of positive definite blocks X `(*b, m, n, d, d)` with given block sums: sum_j X_ij = P_i, sum_i X_ij = Q_j.
+    """Positive definite blocks X_ij `(*b, m, n, d, d)` with given block sums: sum_j X_ij = P_i, sum_i X_ij = Q_j.
 
-    They are transport plans between two sets of positive definite masses (for d = 1, between two histograms). The metric
-    is affine-invariant in each block, sum tr(X_ij^-1 U_ij X_ij^-1 V_ij). With X_ij = L_ij L_ij^T and Pi the orthogonal
-    projection that takes the block sums out, h_ij - L_ij^T (A_i + B_j) L_ij, `push(X, h) = L Pi(sym(h)) L^T`; the
-    multipliers cost Cholesky factorisations of m blocks and of one matrix of size n d^2. The retraction is the geodesic
-    of each block, followed by Newton steps normal to the manifold, geodesic as well, until the marginals are right.
+    They are transport plans between two sets of positive definite masses (for d = 1, between two histograms). The
+    metric is affine-invariant in each block, sum tr(X_ij^-1 U_ij X_ij^-1 V_ij). With X_ij = L_ij L_ij^T and Pi the
+    orthogonal projection that takes the block sums out, h_ij - L_ij^T (A_i + B_j) L_ij,
+    `push(X, h) = L Pi(sym(h)) L^T`; the multipliers cost Cholesky factorisations of m blocks and of one matrix of size
+    n d^2. The retraction is the geodesic of each block, followed by Newton steps normal to the manifold, geodesic as
+    well, until the marginals are right.
 
     Args:
         rows: P `(m, d, d)`, symmetric positive definite.
@@ -80,7 +81,7 @@ class SPDCoupling(Manifold):
 
     def _multipliers(self, f: Frame, r: Tensor, c: Tensor) -> Tensor:
         """A_i + B_j, `(*b, m, n, d, d)`, with block sums r `(*b, m, d, d)` and c `(*b, n, d, d)` of X (A_i + B_j) X."""
-        m, n, d = f.x.shape[-4], f.x.shape[-3], f.x.shape[-1]
+        n, d = f.x.shape[-3], f.x.shape[-1]
         first = torch.cholesky_solve(r.reshape(*r.shape[:-2], d * d, 1), f.rows).reshape(r.shape)
         right = c - (f.x @ first.unsqueeze(-3) @ f.x).sum(-4)
         b = torch.cholesky_solve(right.reshape(*right.shape[:-3], n * d * d, 1), f.schur).reshape(right.shape)

@@ -12,7 +12,7 @@ from torch import Tensor
 from steepest.checks import check_range
 from steepest.linalg import double, widen
 from steepest.linalg.scalars import Scalar
-from steepest.linalg.symmetric import _spectral
+from steepest.linalg.symmetric import sym_function
 from steepest.manifolds.base import Manifold
 
 
@@ -268,7 +268,7 @@ def _times(x: Tensor, function: Tensor) -> Tensor:
 
 def _cut(x: Tensor, radius: float) -> Tensor:
     """x with its singular values above the radius replaced by it."""
-    return x - _times(x, _spectral(_gram(x) / radius**2, EXCESS))
+    return x - _times(x, sym_function(_gram(x) / radius**2, EXCESS))
 
 
 def _top(x: Tensor) -> Tensor:
@@ -279,6 +279,6 @@ def _top(x: Tensor) -> Tensor:
     second = w[..., -2:-1] if w.shape[-1] > 1 else 0 * first
     gap = (first - second).clamp_min(torch.finfo(w.dtype).tiny).unsqueeze(-1)
     eye = torch.eye(w.shape[-1], dtype=gram.dtype, device=gram.device)
-    projector = _spectral((gram - (first + second).unsqueeze(-1) / 2 * eye) / gap, STEP)
+    projector = sym_function((gram - (first + second).unsqueeze(-1) / 2 * eye) / gap, STEP)
     part = _times(x, projector)
     return part / torch.linalg.vector_norm(part, dim=(-2, -1), keepdim=True)

@@ -118,8 +118,8 @@ class Stiefel(Manifold):
         return torch.cat([x, v], -1) @ inner
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
-        """The v with `exp(x, v) == y` that is shorter than the injectivity radius; where there is none, a short one. NaN,
-        with a warning, where none is found: square real matrices may have different determinants."""
+        """The v with `exp(x, v) == y` that is shorter than the injectivity radius; where there is none, a short one.
+        NaN, with a warning, where none is found: square real matrices may have different determinants."""
         if x.shape[-1] == x.shape[-2]:  # geodesics of every metric are one-parameter groups
             v = x @ unitary_log(double(x.mH @ y)).to(x.dtype)
             warn_unless(v.detach().isfinite().flatten(-2).all(-1))
@@ -171,8 +171,9 @@ class Stiefel(Manifold):
 
 
 def _cayley(x: Tensor, a: Tensor, n: Tensor) -> Tensor:
-    """(2 X + N) (I + N^H N / 4 - A / 2)^-1 - X. With I + N^H N / 4 = L L^H and K = L^-1 (A / 2) L^-H, skew, that inverse
-    is L^-H (I + K) (I + K^H K)^-1 L^-1: two Cholesky factorisations, which no batch size and no CPU gets wrong."""
+    """(2 X + N) (I + N^H N / 4 - A / 2)^-1 - X. With I + N^H N / 4 = L L^H and K = L^-1 (A / 2) L^-H, which is skew,
+    that inverse is L^-H (I + K) (I + K^H K)^-1 L^-1: two Cholesky factorisations, which are right in every batch where
+    torch's LU on a CPU is not."""
     eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
     inverse = triangular_inverse(torch.linalg.cholesky_ex(eye + n.mH @ n / 4).L)
     k = inverse @ (a / 2) @ inverse.mH

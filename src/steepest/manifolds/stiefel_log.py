@@ -28,7 +28,7 @@ ITERATIONS = 30
 """Newton's steps from one start, those refused among them."""
 RESTARTS = 4
 """Further attempts, for an element that comes to rest away from its target."""
-STAGES = 6
+STAGES = 24
 """Metrics on the way from the Euclidean one, in a further attempt."""
 STEP = 2.0
 """Length of the longest step."""
@@ -163,16 +163,18 @@ def _least_squares(
     small matrices is that of calling torch."""
     s = p = back(b)
     x, size = torch.zeros_like(s), _size(s)
-    goal = tolerance * size
+    goal = torch.maximum(tolerance * size, 4 * torch.finfo(b.dtype).eps * _size(b))  # below is rounding
+    active = size > goal
     for _ in range(most):
-        if not (size > goal).any():
+        if not active.any():
             break
         jp = forth(p)
-        t = bcast((size / _size(jp).clamp_min(1e-300)).square(), 2)
+        t = bcast(torch.where(active, size / _size(jp), 0).square(), 2)
         x, b = x + t * p, b - t * jp
         s, before = back(b), size
         size = _size(s)
-        p = s + bcast((size / before.clamp_min(1e-300)).square(), 2) * p
+        p = s + bcast(torch.where(active, size / before, 0).square(), 2) * p
+        active = active & (size > goal)
     return x
 
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from steepest.linalg.precision import widen
-from steepest.manifolds.base import Manifold, as_tuple
+from steepest.manifolds.base import Manifold
 from steepest.manifolds.euclidean import Euclidean
+from steepest.manifolds.tensors import as_tuple
 from steepest.optim.axes import from_matrix, pattern_error, to_matrix
 
 ATTRIBUTE = "_steepest"

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from steepest.checks import check_range
-from steepest.manifolds.base import Manifold, as_tuple, like
+from steepest.manifolds.base import Manifold
 from steepest.manifolds.euclidean import Euclidean
+from steepest.manifolds.tensors import as_tuple, like
 from steepest.optim.bucket import Bucket, Buckets, Point
 from steepest.optim.constrain import Constraint, constraints, contradiction, dtype_error, members, owners
 from steepest.spec import Spec

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.manifolds.base import as_tuple
+from steepest.manifolds.tensors import as_tuple
 
 
 def distance(a: Any, b: Any) -> float:

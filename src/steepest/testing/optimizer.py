@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from steepest.manifolds import Euclidean, Manifold, Stiefel
-from steepest.manifolds.base import as_tuple
+from steepest.manifolds.tensors import as_tuple
 from steepest.optim import Optimizer
 from steepest.testing.asserts import scale
 from steepest.testing.discover import manifolds

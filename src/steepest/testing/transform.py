@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from steepest.manifolds import Euclidean, FixedRank, Manifold, Product, Sphere, Stiefel
-from steepest.manifolds.base import as_tuple, like
+from steepest.manifolds.tensors import as_tuple, like
 from steepest.testing.asserts import assert_close, refuses_complex
 from steepest.transforms import Context, Transform, chain
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from steepest.checks import check_range
-from steepest.manifolds.base import total
+from steepest.manifolds.tensors import total
 from steepest.transforms.base import Blocks, Context, State, Transform
 
 

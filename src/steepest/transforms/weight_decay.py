@@ -6,7 +6,7 @@ import dataclasses
 from typing import ClassVar
 
 from steepest.checks import check_range
-from steepest.manifolds.base import as_tuple
+from steepest.manifolds.tensors import as_tuple
 from steepest.transforms.base import Blocks, Context, State, Transform
 
 
