@@ -102,7 +102,7 @@ def draw(rows, n):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=20, help="n of the n x n matrices")
-    parser.add_argument("--most", type=int, default=30_000, help="iterations after which a run counts as failed")
+    parser.add_argument("--most", type=int, default=20_000, help="iterations after which a run counts as failed")
     options = parser.parse_args()
     torch.set_num_threads(1)
     draw(measure(options.size, options.most), options.size)

@@ -225,7 +225,7 @@ def low_rank(condition, g):
 
 
 def cell(value: float | None) -> str:
-    return "none" if value is None else f"{value:g}" if value < 1e4 else f"{value:.0e}"
+    return "none" if value is None else f"{value:.8g}" if value < 1e4 else f"{value:.0e}"
 
 
 def main() -> None:

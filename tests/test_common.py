@@ -5,12 +5,25 @@ import pytest
 from steepest import testing
 from steepest.testing.manifold import Case, dtypes
 
-MANIFOLDS = [(m, s, t) for m, s in testing.manifolds() for t in dtypes(m)]
-NAMES = [f"{m}-{s}-{'complex' if t.is_complex else 'real'}" for m, s, t in MANIFOLDS]
+SHOOTING = {"check_exp", "check_geodesic", "check_log", "check_dist", "check_hessian"}
+"""Checks that integrate and shoot along geodesics where no formula is known."""
 
 
-@pytest.mark.parametrize("check", testing.MANIFOLD_CHECKS, ids=lambda f: f.__name__)
-@pytest.mark.parametrize(("manifold", "shape", "dtype"), MANIFOLDS, ids=NAMES)
+def _cases():
+    """Every example with every check; what shoots, in the common run, on the first example of each class only."""
+    seen = set()
+    for m, shape in testing.manifolds():
+        for dtype in dtypes(m):
+            again = (type(m), getattr(m, "metric", None)) in seen
+            for check in testing.MANIFOLD_CHECKS:
+                shoots = check.__name__ in SHOOTING and not {"exp", "log"} <= m.closed
+                marks = [pytest.mark.slow] if again and shoots else []
+                kind = "complex" if dtype.is_complex else "real"
+                yield pytest.param(m, shape, dtype, check, marks=marks, id=f"{m}-{shape}-{kind}-{check.__name__}")
+            seen.add((type(m), getattr(m, "metric", None)))
+
+
+@pytest.mark.parametrize(("manifold", "shape", "dtype", "check"), _cases())
 def test_manifold(manifold, shape, dtype, check):
     check(Case(manifold, shape, dtype=dtype))
 

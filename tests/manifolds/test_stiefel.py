@@ -135,10 +135,10 @@ def test_log_of_many_columns(metric, shape):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("metric", ALPHAS)
-@pytest.mark.parametrize("shape", [(4, 1), (3, 2), (7, 3), (6, 5), (12, 4)])
+@pytest.mark.parametrize("shape", [(4, 1), (3, 2), (7, 3), (10, 4)])
 def test_points_anywhere_are_joined_by_a_geodesic(metric, shape, dtype):
     m = Stiefel(metric)
-    x, y = (torch.linalg.qr(seeded((10, *shape), seed, dtype))[0] for seed in (0, 1))
+    x, y = (torch.linalg.qr(seeded((5, *shape), seed, dtype))[0] for seed in (0, 1))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         v = m.log(x, y)
@@ -195,8 +195,9 @@ def test_log_says_where_there_is_none():
     m = Stiefel()
     x = torch.eye(3, dtype=torch.float64).expand(2, 3, 3)
     y = torch.stack([torch.diag(torch.tensor([1.0, 1.0, -1.0])).double(), torch.eye(3).double()])
-    with pytest.warns(ConvergenceWarning, match="1 of 2"):
+    with pytest.warns(ConvergenceWarning, match="of 2 pairs of points, 1"):
         v = m.log(x, y)
+    assert m.dist(x, y).tolist() == [math.inf, 0]
     assert v[0].isnan().all()
     assert (v[1] == 0).all()
 

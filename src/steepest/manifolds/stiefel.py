@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from steepest.linalg import cholesky_qr, double, polar, skew, sym_inv_sqrt, triangular_inverse, unitary_log
+from steepest.linalg import cholesky_qr, polar, skew, sym_inv_sqrt, triangular_inverse
 from steepest.linalg.reorthonormalize import reorthonormalize
 from steepest.manifolds.base import Manifold
-from steepest.manifolds.stiefel_log import stiefel_log, warn_unless
+from steepest.manifolds.orthogonal import Orthogonal, Unitary, UnitaryGroup
+from steepest.manifolds.stiefel_log import stiefel_log
 
 METRICS = {"euclidean": -0.5, "canonical": 0.0}
 """Members of the family of metrics that have names."""
@@ -29,8 +30,9 @@ class Stiefel(Manifold):
 
     `exp` takes two matrix exponentials, of sizes 2p and p, the canonical metric one. `log` is Newton's method in that
     size (`stiefel_log`): the shortest geodesic, as far as tests can tell, up to the injectivity radius, which is pi for
-    the Euclidean metric (Zimmermann and Stoye 2024) and about 0.91 pi for the canonical one (Absil and Mataigne 2024),
-    and some short geodesic beyond. Parallel transport has no formula in this size: `transport` projects.
+    the Euclidean metric (Zimmermann and Stoye 2024) and about 0.91 pi for the canonical one (Absil and Mataigne 2024;
+    at most pi / sqrt 2 on complex points); and some short geodesic beyond. Parallel transport has no formula in this
+    size: `transport` keeps A and projects Z.
 
     Args:
         metric: "euclidean", of the embedding, a = -1/2; "canonical", tr U^H (I - X X^H / 2) V, of the quotient
@@ -105,26 +107,34 @@ class Stiefel(Manifold):
 
             G = [[(2 b - 1) A, (2 b - 2) A^2 - V^H V], [I, A]]
 
-        stands for V X^H - X V^H - (2 - 2 b) X A X^H in the span of X and V (Zimmermann and Hueper 2022, section 2; for
-        b = 1, Edelman et al. 1998, equation 2.42). There is no factorisation, so that it is smooth everywhere.
+        stands for V X^H - X V^H - (2 - 2 b) X A X^H in the span of X and V (Zimmermann and Hueper 2022; for b = 1,
+        Edelman et al. 1998, section 2.2.2). There is no factorisation, so that it is smooth everywhere.
         """
-        a, b = skew(x.mH @ v), 1 / self.scale**2
-        eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device).expand_as(a)
-        upper = torch.cat([(2 * b - 1) * a, (2 * b - 2) * (a @ a) - v.mH @ v], -1)
-        generator = torch.cat([upper, torch.cat([eye, a], -1)], -2)
+        a, b, corner = skew(x.mH @ v), 1 / self.scale**2, v.mH @ v
+        if b != 1:
+            corner = corner + (2 - 2 * b) * (a @ a)
+        eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        lower = torch.cat([eye.expand_as(a), a], -1)
+        generator = torch.cat([torch.cat([(2 * b - 1) * a, -corner], -1), lower], -2)
         inner = torch.linalg.matrix_exp(generator)[..., : x.shape[-1]]
         if self.metric not in ("canonical", 0):  # there the other factor is the identity
-            inner = inner @ _skew_expm((1 - 2 * b) * a)
+            # expm(B) = expm(B + I) / e: below norm 0.05 (0.6 in float32) torch's polynomial for a single matrix has a
+            # wrong coefficient (pytorch #196592), and errs by 2e-10 (5e-5); the generator has at least the norm one.
+            inner = inner @ (torch.linalg.matrix_exp(torch.add(eye, a, alpha=1 - 2 * b)) / math.e)
         return torch.cat([x, v], -1) @ inner
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
         """The v with `exp(x, v) == y` that is shorter than the injectivity radius; where there is none, a short one.
-        NaN, with a warning, where none is found: square real matrices may have different determinants."""
-        if x.shape[-1] == x.shape[-2]:  # geodesics of every metric are one-parameter groups
-            v = x @ unitary_log(double(x.mH @ y)).to(x.dtype)
-            warn_unless(v.detach().isfinite().flatten(-2).all(-1))
-            return v
+        NaN, with a warning, where none is found, as between square real matrices with different determinants."""
+        if x.shape[-1] == x.shape[-2]:
+            return _group(x).log(x, y)
         return self._push(x, stiefel_log(x, y, self.scale, lambda h: self.exp(x, self._push(x, h))))
+
+    def dist(self, x: Tensor, y: Tensor) -> Tensor:
+        """Length of `log(x, y)`; infinite between square real matrices with different determinants."""
+        if x.shape[-1] == x.shape[-2]:
+            return _group(x).dist(x, y) / self.scale
+        return self.norm(x, self.log(x, y))
 
     def project(self, x: Tensor) -> Tensor:
         """Polar factor. Where x has not full rank no nearest point is unique, and none is returned: the residual of the
@@ -170,6 +180,11 @@ class Stiefel(Manifold):
         ]
 
 
+def _group(x: Tensor) -> UnitaryGroup:
+    """What Stiefel is for square x, where all metrics are multiples of one and have the same geodesics."""
+    return Unitary() if x.is_complex() else Orthogonal()
+
+
 def _cayley(x: Tensor, a: Tensor, n: Tensor) -> Tensor:
     """(2 X + N) (I + N^H N / 4 - A / 2)^-1 - X. With I + N^H N / 4 = L L^H and K = L^-1 (A / 2) L^-H, which is skew,
     that inverse is L^-H (I + K) (I + K^H K)^-1 L^-1: two Cholesky factorisations, which are right in every batch where
@@ -179,15 +194,3 @@ def _cayley(x: Tensor, a: Tensor, n: Tensor) -> Tensor:
     k = inverse @ (a / 2) @ inverse.mH
     core = torch.cholesky_solve(inverse, torch.linalg.cholesky_ex(eye + k.mH @ k).L)
     return (2 * x + n) @ (inverse.mH @ (core + k @ core)) - x
-
-
-def _skew_expm(a: Tensor) -> Tensor:
-    """expm(A) of a skew A, as expm(A + I) / e: below norm 0.05 (0.6 in float32), torch's polynomial for a single matrix
-    has a wrong coefficient (pytorch #196592) and errs by 2e-10 (5e-5). The other exponential here has the norm one at
-    least."""
-    eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
-    return torch.linalg.matrix_exp(a + eye) / math.e
-
-
-def _euclidean_exp(x: Tensor, v: Tensor) -> Tensor:
-    return Stiefel().exp(x, v)
