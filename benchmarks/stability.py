@@ -2,7 +2,7 @@
 
 For each manifold, points x and y = exp(x, v) at growing distance, or at growing condition number, are made in float64
 and rounded to the precision under test. Every library computes exp(x, log(x, y)); a cell holds the largest distance or
-condition number up to which the result is y to 1e-3 relative (float32) or 1e-8 (float64) for each of five seeds.
+condition number up to which the result is y to 1e-3 relative (float32) or 1e-8 (float64) for each of three seeds.
 
     python benchmarks/stability.py            # a few minutes; writes docs/stability.md
 """
@@ -43,18 +43,16 @@ from steepest import (  # noqa: E402
 )
 
 PAGE = Path(__file__).parent.parent / "docs" / "stability.md"
-SEEDS = 5
+SEEDS = 3
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-8}
 DISTANCES = (0.1, 0.3, 1, 2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
-ANGLES = tuple(
-    round(f, 9) for f in (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 0.9999, 0.99999, 1 - 1e-6, 1 - 1e-7)
-)
+ANGLES = tuple(round(f, 9) for f in (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999, 1 - 1e-5, 1 - 1e-6, 1 - 1e-7))
 CONDITIONS = tuple(10.0**k for k in range(1, 17))
 
 HEAD = """# Stability
 
 Written by `python benchmarks/stability.py`. The largest distance, angle or condition number at which exp(x, log(x, y))
-returns to y, to 1e-3 relative in float32 and 1e-8 in float64, for each of five random pairs and all smaller values;
+returns to y, to 1e-3 relative in float32 and 1e-8 in float64, for each of three random pairs and all smaller values;
 "none": not even at the smallest. A dash: the library has no such pair of operations.
 
 | manifold | what grows | steepest f32 | geoopt f32 | geomstats f32 | steepest f64 | geoopt f64 | geomstats f64 |

@@ -1,11 +1,12 @@
 """The exponential of a product of thin matrices, and torch's own exponential, which manifolds differentiate."""
 
 import pytest
+import scipy.linalg
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import jvp
 
-from steepest.linalg import low_rank_expm1
+from steepest.linalg import expm, low_rank_expm1
 
 DTYPES = [torch.float64, torch.complex128]
 
@@ -64,3 +65,13 @@ def test_derivatives_of_matrix_exp_at_zero_in_few_digits(dtype):
 def second(e):
     """Gradient at H = 0 of Re<D exp(H)[E], E>, as Re<(H E + E H) / 2, E>."""
     return (e @ e.mH + e.mH @ e) / 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex128])
+@pytest.mark.parametrize("size", [0.0, 1e-3, 0.03, 0.5, 3.0])
+def test_expm_of_a_single_matrix_is_exact_at_every_size(size, dtype):
+    a = torch.randn(4, 4, dtype=dtype)
+    a = a * (size / torch.linalg.matrix_norm(a, 2))
+    exact = torch.as_tensor(scipy.linalg.expm(a.to(torch.promote_types(dtype, torch.float64)).numpy()))
+    error = (expm(a) - exact).abs().max() / exact.abs().max()
+    assert error < 20 * torch.finfo(dtype).eps  # one scaling and a dozen products

@@ -10,7 +10,7 @@ from steepest.testing import manifold as laws
 from steepest.testing.manifold import Case, dtypes
 
 FREE = {
-    f"{m}": m
+    f"{type(m).__name__} {getattr(m, 'metric', '')}": m
     for m, shape in testing.manifolds()
     if m.arity == 1 and m.ndim == 2 and not any(isinstance(v, torch.Tensor | tuple) for v in vars(m).values())
 }
@@ -29,15 +29,15 @@ CHECKS = [
 
 
 @pytest.mark.parametrize("name", FREE)
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(data=st.data(), seed=st.integers(0, 100))
 def test_frames_and_retractions(name, data, seed):
     m = FREE[name]
     legal = [(n, p) for n in range(1, 8) for p in range(1, 8) if not m.shape_error(torch.zeros(n, p))]
     n, p = data.draw(st.sampled_from(legal))
-    for dtype in dtypes(m):
-        for check in CHECKS:
-            check(Case(m, (n, p), seed, dtype))
+    dtype = data.draw(st.sampled_from(dtypes(m)))
+    for check in CHECKS:
+        check(Case(m, (n, p), seed, dtype))
 
 
 @pytest.mark.parametrize("name", FREE)

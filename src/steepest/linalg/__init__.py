@@ -1,7 +1,7 @@
 """Batched dense linear algebra on `(*b, m, n)`: each function differentiable, each tested against an exact oracle."""
 
 from steepest.linalg.cg import conjugate_gradient, least_squares
-from steepest.linalg.expm import low_rank_expm1
+from steepest.linalg.expm import expm, low_rank_expm1
 from steepest.linalg.kernel import sym_kernel
 from steepest.linalg.lyapunov import lyapunov
 from steepest.linalg.polar import SCHEDULES, orthogonalize, polar
@@ -27,6 +27,7 @@ __all__ = [
     "cholesky_qr",
     "conjugate_gradient",
     "double",
+    "expm",
     "least_squares",
     "low_rank_expm1",
     "lyapunov",

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+
+def expm(a: Tensor) -> Tensor:
+    """Matrix exponential of a `(*b, n, n)`, as expm(a + I) / e.
+
+    For a single matrix that is small, of norm below 0.05 in float64 and 0.6 in float32, torch's own takes too few terms
+    (its issue 196592: wrong by up to 2e-10 and 5e-5); a + I is never small.
+    """
+    eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    return torch.linalg.matrix_exp(a + eye) / math.e
 
 
 def low_rank_expm1(p: Tensor, q: Tensor, x: Tensor) -> Tensor:
@@ -15,4 +27,4 @@ def low_rank_expm1(p: Tensor, q: Tensor, x: Tensor) -> Tensor:
     k = p.shape[-1]
     top = torch.cat([q.mH @ p, q.mH @ x], -1)
     bottom = torch.zeros_like(top[..., :1, :]).expand(*top.shape[:-2], x.shape[-1], top.shape[-1])
-    return p @ torch.linalg.matrix_exp(torch.cat([top, bottom], -2))[..., :k, k:]
+    return p @ expm(torch.cat([top, bottom], -2))[..., :k, k:]

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from steepest.linalg import double, skew, sym, sym_exp, sym_log
+from steepest.linalg import double, expm, skew, sym, sym_exp, sym_log
 from steepest.manifolds.base import Manifold
 from steepest.manifolds.implicit import fixed_point, with_derivatives
 
@@ -308,7 +308,7 @@ def _lower(h: Tensor) -> Tensor:
 
 def _from_log_factor(n: Tensor) -> Tensor:
     """cor(T T^T) with the unit triangular T = expm(n)."""
-    t = torch.linalg.matrix_exp(n.tril(-1))
+    t = expm(n.tril(-1))
     return _unit_diagonal(t @ t.mT)
 
 

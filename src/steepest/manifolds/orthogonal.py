@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from steepest.linalg import cholesky_qr, polar, skew, sym, sym_inv_sqrt, unitary_angles, unitary_log
+from steepest.linalg import cholesky_qr, expm, polar, skew, sym, sym_inv_sqrt, unitary_angles, unitary_log
 from steepest.linalg.reorthonormalize import reorthonormalize
 from steepest.manifolds.base import Manifold
 from steepest.manifolds.geodesic import ConvergenceWarning
@@ -55,7 +55,7 @@ class UnitaryGroup(Manifold):
     def _move(self, x: Tensor, h: Tensor) -> Tensor:
         a = skew(h)
         if self.retraction == "exp":
-            return reorthonormalize(x @ torch.linalg.matrix_exp(a))
+            return reorthonormalize(x @ expm(a))
         if self.retraction == "cayley":
             return reorthonormalize(_cayley(x, a))
         y = x + x @ a
@@ -63,7 +63,7 @@ class UnitaryGroup(Manifold):
 
     def exp(self, x: Tensor, v: Tensor) -> Tensor:
         """X expm(X^H V)."""
-        return reorthonormalize(x @ torch.linalg.matrix_exp(self._coords(x, v)))
+        return reorthonormalize(x @ expm(self._coords(x, v)))
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
         """X logm(X^H Y), the principal logarithm. NaN, with a warning, where X^H Y has the eigenvalue -1: there either
@@ -93,7 +93,7 @@ class UnitaryGroup(Manifold):
 
     def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """Parallel transport along the shortest geodesic, X B -> Y expm(-A / 2) B expm(A / 2) with Y = X expm(A)."""
-        half = torch.linalg.matrix_exp(self._coords(x, self.log(x, y)) / 2)
+        half = expm(self._coords(x, self.log(x, y)) / 2)
         return y @ half.mH @ self._coords(x, v) @ half
 
     def hessian(self, x: Tensor, g: Tensor, gv: Tensor, v: Tensor) -> Tensor:
