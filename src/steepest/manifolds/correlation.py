@@ -91,8 +91,8 @@ class Correlation(Manifold):
 
     def exp(self, x: Tensor, v: Tensor) -> Tensor:
         """End of the geodesic that leaves x with velocity v."""
-        f = self.frame(x)
-        return self._move(f, self._coords(f, v))
+        f = self.frame(double(x))
+        return self._move(f, self._coords(f, double(v))).to(x.dtype)
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
         """The v with `exp(x, v) == y`; with the quotient-affine metric, the nearest one that the iteration finds."""
@@ -198,11 +198,11 @@ class _LogEuclideanCholesky(_Geometry):
         return _from_log_factor(f + _lower(h))
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
-        f = self.frame(x)
-        return torch.func.jvp(_from_log_factor, (f,), (self.frame(y) - f,))[1]
+        f = self.frame(double(x))
+        return torch.func.jvp(_from_log_factor, (f,), (self.frame(double(y)) - f,))[1].to(x.dtype)
 
     def dist(self, x: Tensor, y: Tensor) -> Tensor:
-        return torch.linalg.matrix_norm(self.frame(y) - self.frame(x))
+        return torch.linalg.matrix_norm(self.frame(double(y)) - self.frame(double(x))).to(x.dtype)
 
 
 class Factors(NamedTuple):

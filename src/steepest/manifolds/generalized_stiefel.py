@@ -14,7 +14,7 @@ from steepest.manifolds.stiefel import Stiefel
 from steepest.spec import tensor_field
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class GeneralizedStiefel(Manifold):
     """Matrices X `(*b, n, p)`, n >= p, real or complex, with X^H B X = I for a symmetric positive definite B: where
     generalised eigenvectors and canonical correlations live.

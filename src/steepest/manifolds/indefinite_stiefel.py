@@ -14,7 +14,7 @@ from steepest.manifolds.quadratic import Quadratic
 from steepest.spec import tensor_field
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class IndefiniteStiefel(Quadratic):
     """Matrices X `(*b, n, p)` with X^H A X = J for a symmetric nonsingular A, n x n, and J a diagonal of signs: bases
     orthonormal in a scalar product that may be indefinite, hyperbolic ones among them. A definite A and J = I give the

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from steepest.linalg import cholesky_qr, expm, polar, skew, sym, sym_inv_sqrt, unitary_angles, unitary_log
+from steepest.linalg import cholesky_qr, double, expm, polar, skew, sym, sym_inv_sqrt, unitary_angles, unitary_log
 from steepest.linalg.reorthonormalize import reorthonormalize
 from steepest.manifolds.base import Manifold
 from steepest.manifolds.geodesic import ConvergenceWarning
@@ -68,7 +68,7 @@ class UnitaryGroup(Manifold):
     def log(self, x: Tensor, y: Tensor) -> Tensor:
         """X logm(X^H Y), the principal logarithm. NaN, with a warning, where X^H Y has the eigenvalue -1: there either
         several geodesics are shortest, or, between components, there is none."""
-        a = unitary_log(x.mH @ y)
+        a = unitary_log(_turn(x, y)).to(x.dtype)
         if failed := int(a.detach().isnan().any((-2, -1)).sum()):
             warnings.warn(
                 f"log: of {a[..., 0, 0].numel()} pairs of points, {failed} differ by a turn of pi or by a reflection: "
@@ -80,12 +80,12 @@ class UnitaryGroup(Manifold):
 
     def dist(self, x: Tensor, y: Tensor) -> Tensor:
         """Root of the summed squares of the arguments of the eigenvalues of X^H Y; infinite between components."""
-        q = x.mH @ y
+        q = _turn(x, y)
         a = unitary_log(q)
         unique = ~a.detach().isnan().any((-2, -1))
         length = torch.linalg.matrix_norm(torch.where(unique[..., None, None], a, 0))
         other = torch.where(self._connected(q), torch.linalg.vector_norm(unitary_angles(q.detach()), dim=-1), math.inf)
-        return torch.where(unique, length, other)
+        return torch.where(unique, length, other).to(x.real.dtype)
 
     @abc.abstractmethod
     def _connected(self, q: Tensor) -> Tensor:
@@ -286,3 +286,8 @@ class Unitary(UnitaryGroup):
     def examples(cls) -> list[tuple[Manifold, Any]]:
         """Every retraction; odd and even sizes, 1 x 1."""
         return [(cls(), (3, 3)), (cls("polar"), (4, 4)), (cls("cayley"), (2, 2)), (cls("exp"), (3, 3)), (cls(), (1, 1))]
+
+
+def _turn(x: Tensor, y: Tensor) -> Tensor:
+    """X^H Y in float64, orthonormal to that precision: near a turn of pi the logarithm loses what is missing."""
+    return reorthonormalize(double(x).mH @ double(y))

@@ -29,7 +29,7 @@ Pair = tuple[Tensor, Tensor]
 
 ITERATIONS = 30
 """Newton's steps from one start, those refused among them."""
-RESTARTS = 4
+RESTARTS = 16
 """Further attempts, for an element that comes to rest away from its target."""
 STAGES = 24
 """Metrics on the way from the Euclidean one, in a further attempt."""

@@ -16,7 +16,7 @@ from steepest.manifolds.spd.pullback import Pullback
 from steepest.spec import tensor_field
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class AlphaProcrustes(Pullback):
     """min |X_c^alpha - Y_c^alpha Q| / |alpha| over unitary Q, with X_c = X + c I: between Bures-Wasserstein and
     log-Euclidean.

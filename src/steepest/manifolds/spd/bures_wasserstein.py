@@ -22,7 +22,7 @@ class Factors(NamedTuple):
     K: Tensor
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class BuresWasserstein(SPDMetric):
     """tr(S U) / 2 with S the Hermitian solution of X S M + M S X = V: for M = I the 2-Wasserstein metric of centred
     Gaussians, dist^2 = tr X + tr Y - 2 tr (X^(1/2) Y X^(1/2))^(1/2).
