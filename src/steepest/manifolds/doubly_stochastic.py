@@ -91,7 +91,7 @@ class DoublyStochastic(_FixedSums):
         rows: row sums, positive, `(m,)`; None: ones.
         columns: column sums, positive, `(n,)`, of the same total; None: equal ones.
 
-    Douik and Hassibi 2018 (1802.02628), section III; Shi, Gao, Hong, Zhang and Aggarwal 2021 (for any sums).
+    Douik and Hassibi 2018 (1802.02628), section III; Shi, Gao, Hong, Choy and Wang 2021 (coupling matrices).
 
     >>> x = DoublyStochastic().random_point((3, 3))
     >>> [round(s, 4) for s in x.sum(0).tolist()]
