@@ -243,6 +243,7 @@ def test_the_path_does_not_see_the_bases(name):
     assert ((one - two).abs() / one).max() < 1e-8  # rounding of 1e-16, grown in 60 steps
 
 
+@pytest.mark.slow  # tests/optim/test_sensing.py has them in short
 @pytest.mark.parametrize("name", MAKERS)
 def test_completion_agrees_with_the_pairs(name):
     make, lr = MAKERS[name]

@@ -130,6 +130,7 @@ def test_second_order_retraction(metric: SPDMetric):
     torch.testing.assert_close(manifold.retract(x, v), x + v + v @ torch.linalg.solve(x, v) / 2, **ROUND_OFF)
 
 
+@pytest.mark.slow  # tests/optim/test_sensing.py has them in short
 @pytest.mark.parametrize("metric", EVERY.values(), ids=EVERY)
 def test_an_optimiser_finds_the_minimum(metric: SPDMetric):
     """min tr(X A) - log det X, at X = A^-1, by steepest descent: the gradient vanishes."""
@@ -152,7 +153,9 @@ def _raised(h: Tensor, base: Tensor) -> Tensor:
     return sym_exp(sym(h) + base)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=["real", "complex"])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, pytest.param(torch.complex128, marks=pytest.mark.slow)], ids=["real", "complex"]
+)
 @pytest.mark.parametrize("operation", ["exp", "log", "dist"])
 @pytest.mark.parametrize("name", [n for n in CLOSED if n != "generalised bures-wasserstein"])
 def test_derivatives(name: str, operation: str, dtype: torch.dtype):
