@@ -5,7 +5,7 @@ import pytest
 from steepest import testing
 from steepest.testing.manifold import Case, dtypes
 
-SHOOTING = {"check_exp", "check_geodesic", "check_log", "check_dist", "check_hessian"}
+SHOOTING = {"check_exp", "check_geodesic", "check_log", "check_dist", "check_hessian", "check_transport"}
 """Checks that integrate and shoot along geodesics where no formula is known."""
 
 

@@ -29,7 +29,7 @@ CHECKS = [
 
 
 @pytest.mark.parametrize("name", FREE)
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(data=st.data(), seed=st.integers(0, 100))
 def test_frames_and_retractions(name, data, seed):
     m = FREE[name]

@@ -203,7 +203,8 @@ def check_nonfinite(factory: Factory) -> None:
             optimizer = _run(factory, problem, 2)
             before, state = problem.values(), copy.deepcopy(optimizer.state_dict()["state"])
             problem.backward(optimizer)
-            problem.params[0].grad.view(-1)[0] = value  # type: ignore[union-attr]
+            bad = problem.params[0]
+            bad.grad[(0,) * bad.ndim] = value  # type: ignore[index]
             try:
                 optimizer.step()
             except ValueError as error:
