@@ -13,6 +13,7 @@ from torch import Tensor
 from steepest.linalg import double, expm, skew, sym, sym_exp, sym_log
 from steepest.manifolds.base import Manifold
 from steepest.manifolds.implicit import fixed_point, with_derivatives
+from steepest.manifolds.spd.factors import cholesky, whiten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,9 +221,9 @@ class _QuotientAffine(_Geometry):
     flat = False
 
     def frame(self, x: Tensor) -> Factors:
-        lower = _cholesky(x)
+        lower = cholesky(x)
         eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-        return Factors(x, lower, _cholesky(eye + x * torch.cholesky_solve(eye.expand_as(x), lower)))
+        return Factors(x, lower, cholesky(eye + x * torch.cholesky_solve(eye.expand_as(x), lower)))
 
     def push(self, f: Factors, h: Tensor) -> Tensor:
         v = f.lower @ sym(h) @ f.lower.mT
@@ -234,7 +235,7 @@ class _QuotientAffine(_Geometry):
         return f.lower.mT @ (g - torch.diag_embed((g * f.c).sum(-1))) @ f.lower
 
     def coords(self, f: Factors, v: Tensor) -> Tensor:
-        return self.conform(f, _whiten(f.lower, v))
+        return self.conform(f, whiten(f.lower, v))
 
     def conform(self, f: Factors, h: Tensor) -> Tensor:
         """h without its vertical part L^-1 (D C + C D) L^-T."""
@@ -261,7 +262,7 @@ class _QuotientAffine(_Geometry):
 
         def coordinates(z: Tensor) -> Tensor:
             d = z.exp()
-            return sym_log(_whiten(f.lower, d.unsqueeze(-1) * y * d.unsqueeze(-2)))
+            return sym_log(whiten(f.lower, d.unsqueeze(-1) * y * d.unsqueeze(-2)))
 
         def vertical(z: Tensor) -> Tensor:
             h = coordinates(z)
@@ -284,16 +285,6 @@ METRICS: dict[str, _Geometry] = {
 }
 
 
-def _cholesky(x: Tensor) -> Tensor:
-    lower, info = torch.linalg.cholesky_ex(sym(x))
-    return torch.where((info == 0)[..., None, None], lower, torch.nan)
-
-
-def _whiten(lower: Tensor, v: Tensor) -> Tensor:
-    half = torch.linalg.solve_triangular(lower, sym(v), upper=False)
-    return sym(torch.linalg.solve_triangular(lower, half.mT, upper=False))
-
-
 def _unit_diagonal(x: Tensor) -> Tensor:
     """cor(x) = D x D with ones on the diagonal, to the last bit."""
     d = x.diagonal(dim1=-2, dim2=-1).rsqrt()
@@ -314,7 +305,7 @@ def _from_log_factor(n: Tensor) -> Tensor:
 
 def _log_factor(x: Tensor) -> Tensor:
     """The strictly lower triangular N with `_from_log_factor(N) == x`: a finite sum, as its powers vanish."""
-    lower = _cholesky(x)
+    lower = cholesky(x)
     power = n = (lower / lower.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)).tril(-1)
     total = n
     for k in range(2, x.shape[-1]):

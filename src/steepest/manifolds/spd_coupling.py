@@ -10,6 +10,7 @@ from torch import Tensor
 
 from steepest.linalg import sym, sym_exp
 from steepest.manifolds.base import Manifold
+from steepest.manifolds.spd.factors import square, whiten
 from steepest.spec import tensor_field
 
 NEWTON = 60
@@ -101,8 +102,7 @@ class SPDCoupling(Manifold):
         return self._conform(f, f.lower.mT @ sym(g) @ f.lower)
 
     def _coords(self, f: Frame, v: Tensor) -> Tensor:
-        half = torch.linalg.solve_triangular(f.lower, sym(v), upper=False)
-        return self._conform(f, torch.linalg.solve_triangular(f.lower, half.mT, upper=False))
+        return self._conform(f, whiten(f.lower, v))
 
     def _move(self, f: Frame, h: Tensor) -> Tensor:
         return self._balanced(_step(f.lower, self._conform(f, h)))
@@ -170,8 +170,7 @@ class SPDCoupling(Manifold):
 
 def _step(lower: Tensor, h: Tensor) -> Tensor:
     """The geodesic L exp(h) L^T, positive definite by construction."""
-    root = lower @ sym_exp(h / 2)
-    return sym(root @ root.mT)
+    return square(lower @ sym_exp(h / 2))
 
 
 def _block_diag(blocks: Tensor) -> Tensor:
