@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from steepest import FixedRank, FixedRankEmbedded, Tucker
-from steepest.testing.manifold import Case, _real
+from steepest.testing.manifold import Case, real_vector
 
 pymanopt = pytest.importorskip("pymanopt")
 from pymanopt.manifolds.fixed_rank import _FixedRankPoint, _FixedRankTangentVector  # noqa: E402
@@ -125,7 +125,7 @@ def tangents(m, x):
                 e = torch.zeros_like(t)
                 e.view(-1)[j] = unit
                 v = tuple(e if i == k else torch.zeros_like(s) for k, s in enumerate(x))
-                columns.append(_real(torch.func.jvp(m.represent, (x,), (v,))[1]))
+                columns.append(real_vector(torch.func.jvp(m.represent, (x,), (v,))[1]))
     return torch.stack(columns, -1)
 
 
@@ -147,7 +147,7 @@ def test_tucker_gradient_is_the_dense_projection(m, shape, dtype):
     c = randn(*m.represent(x).shape, seed=5, dtype=dtype)
     g = torch.func.grad(lambda x: (c.conj() * m.represent(x)).real.sum())(x)
     p, rank = projector(m, x)
-    found, expected = _real(dense(m, x, m.grad(x, g))), p @ _real(c)
+    found, expected = real_vector(dense(m, x, m.grad(x, g))), p @ real_vector(c)
     torch.testing.assert_close(found, expected, **CLOSE)
     length = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(b) for b in m.pull(x, g)]))
     torch.testing.assert_close(length, expected.norm(), **CLOSE)
@@ -164,8 +164,8 @@ def test_tucker_metric_and_carry(m, shape, dtype):
     inner = (dense(m, x, v).conj() * dense(m, x, w)).real.sum()
     torch.testing.assert_close(m.inner(x, v, w), inner, **CLOSE)
     p, _ = projector(m, y)
-    moved = _real(dense(m, y, m.push(y, m.carry(x, y, h))))
-    torch.testing.assert_close(moved, p @ _real(dense(m, x, v)), **CLOSE)
+    moved = real_vector(dense(m, y, m.push(y, m.carry(x, y, h))))
+    torch.testing.assert_close(moved, p @ real_vector(dense(m, x, v)), **CLOSE)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -7,6 +7,7 @@ Each check raises an AssertionError that says which law is broken, where and by 
 >>> check_manifold(Stiefel("canonical"), (6, 2))
 """
 
+from steepest.testing import geodesics as geodesics  # enters its checks
 from steepest.testing.discover import manifolds, norms, optimizers, transforms
 from steepest.testing.manifold import MANIFOLD_CHECKS, check_manifold
 from steepest.testing.norm import NORM_CHECKS, check_norm
