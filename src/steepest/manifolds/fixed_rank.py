@@ -84,6 +84,9 @@ class FixedRank(Manifold):
     def _coords(self, f: FixedRankFrame, v: Pair) -> Pair:
         return v[0] @ f.la.to(v[0].dtype), f.lb.mH.to(v[1].dtype) @ v[1]
 
+    def _leave(self, f: FixedRankFrame) -> FixedRankFrame:
+        return f._replace(b=f.b[..., :0, :], a=f.a[..., :0])  # without the tall factors
+
     def _carry(self, f: FixedRankFrame, to: FixedRankFrame, h: Pair) -> Pair:
         # Through the tangent vector, so that momentum keeps the invariance; the two r x r matrices first.
         return h[0] @ (f.la_inv @ to.la).to(h[0].dtype), (to.lb.mH @ f.lb_inv.mH).to(h[1].dtype) @ h[1]

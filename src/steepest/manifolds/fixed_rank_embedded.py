@@ -146,6 +146,9 @@ class FixedRankEmbedded(Manifold):
     def _conform(self, f: FixedRankEmbeddedFrame, h: Triple) -> Triple:
         return _off(f.u, h[0]), h[1], _off(f.v, h[2])
 
+    def _leave(self, f: FixedRankEmbeddedFrame) -> FixedRankEmbeddedFrame:
+        return f._replace(u=f.u.clone(), v=f.v.clone())
+
     def _carry(self, f: FixedRankEmbeddedFrame, to: FixedRankEmbeddedFrame, h: Triple) -> Triple:
         # X = U M V^H + Up V^H + U Vp^H as a matrix, times the new V and times the new U; r x r products first.
         up, m, vp = self._conform(f, h)  # an entrywise optimiser's momentum has parts that stand for nothing

@@ -74,6 +74,9 @@ class Product(Manifold):
     def _conform(self, f: Any, h: Any) -> Any:
         return self._each("_conform", f, self._coordinates(h))
 
+    def _leave(self, f: Any) -> Any:
+        return tuple(m._leave(part) for m, part in zip(self.factors, f, strict=True))
+
     def _carry(self, f: Any, to: Any, h: Any) -> Any:
         return self._each("_carry", f, to, self._coordinates(h))
 

@@ -138,6 +138,9 @@ class Tucker(Manifold):
         core, *rest = h
         return (core, *(_off(u, k) for u, k in zip(f.factors, rest, strict=True)))
 
+    def _leave(self, f: TuckerFrame) -> TuckerFrame:
+        return f._replace(factors=tuple(u.clone() for u in f.factors))
+
     def _carry(self, f: TuckerFrame, to: TuckerFrame, h: Tensors) -> Tensors:
         h = self._conform(f, h)  # an entrywise optimiser's momentum has parts that stand for nothing
         turns = [new.mH @ old for new, old in zip(to.factors, f.factors, strict=True)]

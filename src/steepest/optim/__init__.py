@@ -2,9 +2,10 @@
 
 from steepest.optim.adagrad import Adagrad
 from steepest.optim.adam import Adam, AdamW, AMSGrad
+from steepest.optim.clip import clip_grad_norm_
 from steepest.optim.composed import Composed
 from steepest.optim.constrain import Constraint, constrain, constraints
-from steepest.optim.engine import OPTIMIZERS, Optimizer, clip_grad_norm_
+from steepest.optim.engine import OPTIMIZERS, Optimizer
 from steepest.optim.groups import param_groups
 from steepest.optim.matrix_optimizer import MatrixOptimizer
 from steepest.optim.muon import Muon

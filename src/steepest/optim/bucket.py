@@ -2,169 +2,149 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from steepest.linalg.precision import widen
 from steepest.manifolds.base import Manifold
-from steepest.optim.axes import from_matrix, pattern_error
-from steepest.optim.constrain import Constraint, stored_precision
+from steepest.manifolds.tensors import as_tuple
+from steepest.optim.axes import from_matrix, to_matrix
+from steepest.optim.point import Point
 from steepest.transforms.base import Blocks, Chain, Context, State
 
-BATCHED_UP_TO = 16_384
-"""Entries of a point up to which a batched step is faster than one by one: above, stacking costs more than the calls
-that it saves (measured on two cores: 64 x 64 gains 1.3 to 1.8 times, 256 x 256 loses)."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Point:
-    """The tensors of one point, their names, and the manifold on which they lie."""
-
-    params: tuple[Tensor, ...]
-    names: tuple[str, ...]
-    constraint: Constraint
-
-    def has_grad(self) -> bool:
-        """Whether there is anything to do, as in tensors without entries there is not; gradients of only some of the
-        tensors, and sparse ones, are an error."""
-        have = [p.grad is not None for p in self.params]
-        if any(have) and not all(have):
-            missing = ", ".join(n for n, h in zip(self.names, have, strict=True) if not h)
-            raise ValueError(f"{missing} has no gradient, but the rest of its point ({', '.join(self.names)}) has one")
-        for name, p in zip(self.names, self.params, strict=True):
-            if p.grad is not None and p.grad.is_sparse:
-                raise ValueError(
-                    f"{name}: has a sparse gradient, expected a dense one; build its module with sparse=False"
-                )
-        return all(have) and any(p.numel() for p in self.params)
-
-    def grads(self) -> list[Tensor]:
-        """The tensors' gradients."""
-        return [p.grad for p in self.params if p.grad is not None]
-
-    def value(self) -> Any:
-        """The point, computed with in at least float32."""
-        return self.constraint.point(self.params)
-
-    def pull(self) -> Any:
-        """Coordinates of the gradient."""
-        return self.constraint.manifold.pull(self.value(), self.constraint.point(self.grads()))
-
-    def check(self) -> None:
-        """Refuse a pattern that does not fit and a point off its manifold."""
-        for name, p, pattern in zip(self.names, self.params, self.constraint.matrix, strict=True):
-            if pattern is not None and (fault := pattern_error(tuple(p.shape), pattern, self.constraint.sizes)):
-                raise ValueError(f"{name}: {fault}")
-        if any(p.is_meta for p in self.params):
-            return
-        with torch.no_grad():
-            self.constraint.manifold.check_point(self.value(), ", ".join(self.names), stored_precision(self.params[0]))
+BATCHED_UP_TO = 2**17
+"""Entries of a point up to which several may step as one batch (benchmarks/thresholds.py)."""
+BATCH = 2**18
+"""Entries of a batch, at most: what a step makes of it stays in a core's cache, and below the size from which an
+allocator gives memory back to the system after every use (benchmarks/thresholds.py)."""
 
 
 class Bucket:
     """Points of one shape, dtype, device, manifold and age; more than one are stacked along a new first dimension."""
 
-    def __init__(self, points: list[Point], kept: list[list[dict[str, Any]]], step: int) -> None:
-        self.points, self.kept, self.step = points, kept, step
+    def __init__(self, points: Sequence[Point], kept: list[list[dict[str, Any]]], step: int) -> None:
+        self.points, self.kept = points, kept
+        self.step = step
+        """Steps taken so far."""
         self.constraint = points[0].constraint
-        self.storage: tuple[State, ...] | None = None
+        self.slots = list(zip(*(p.params for p in points), strict=True))
+        """For each tensor of a point, those of all points."""
+        self.storage: tuple[State, ...] = ()
         """State of each block, stacked over the points."""
+        self.views: list[tuple[dict[str, Any], str, Tensor]] = []
+        """Every tensor's state dictionary and key, with the part of the storage that is there."""
+        self.carried: tuple[str, ...] = ()
+        """Keys of the first-order state."""
+        self.left: tuple[Any] | None = None
+        """Where first-order state is at rest: what `_carry` needs of the frame that the points have left since."""
 
     @property
     def manifold(self) -> Manifold:
         """The manifold of all of them."""
         return self.constraint.manifold
 
+    @property
+    def layout(self) -> Any:
+        """What tells this bucket's computation from that of others."""
+        return self.manifold, len(self.points), self.points[0].layout
+
+    # Points. ----------------------------------------------------------------------------------------------------------
+
     def gather(self) -> Any:
         """The points, stacked."""
-        return self._stack([p.value() for p in self.points])
+        return self._stack(self.slots)
 
     def gather_grads(self) -> Any:
         """Their gradients, stacked."""
-        return self._stack([self.constraint.point(p.grads()) for p in self.points])
+        return self._stack([[p.grad for p in slot] for slot in self.slots])
+
+    def _stack(self, slots: Sequence[Sequence[Any]]) -> Any:
+        parts = []
+        for tensors, pattern in zip(slots, self.constraint.matrix, strict=True):
+            if pattern is not None:
+                tensors = [to_matrix(t, pattern, self.constraint.sizes) for t in tensors]
+            parts.append(widen(torch.stack(tuple(tensors)) if len(tensors) > 1 else tensors[0]))
+        return tuple(parts) if self.manifold.arity > 1 else parts[0]
 
     def descend(self, h: Tensor, lr: float | Tensor) -> None:
         """x <- x - lr h in place: the Euclidean step."""
-        matrix = self.constraint.matrix[0]
-        for p, part in zip(self.points, h.unbind(0) if len(self.points) > 1 else (h,), strict=True):
-            t = p.params[0]
-            change = from_matrix(part, matrix, t)
-            if change.dtype != t.dtype:
+        params, steps = self.slots[0], self._unstacked(h, 0)
+        if isinstance(lr, Tensor) or steps[0].dtype != params[0].dtype:
+            for t, change in zip(params, steps, strict=True):
                 t.copy_(t.to(change.dtype) - lr * change)  # rounded once, after the step
-            elif isinstance(lr, Tensor):
-                t.sub_(lr * change)
-            else:
-                t.sub_(change, alpha=lr)
+        elif len(params) > 1:
+            torch._foreach_add_(params, steps, alpha=-lr)
+        else:
+            params[0].sub_(steps[0], alpha=lr)
 
     def scatter(self, y: Any) -> None:
         """Write the points back."""
-        parts = y if isinstance(y, tuple) else (y,)
-        if len(self.points) == 1:
-            self.constraint.write(self.points[0].params, y)
-            return
-        for point, *values in zip(self.points, *(part.unbind(0) for part in parts), strict=True):
-            self.constraint.write(point.params, tuple(values))
+        for i, (tensors, part) in enumerate(zip(self.slots, as_tuple(y), strict=True)):
+            values = self._unstacked(part, i)
+            if len(tensors) > 1:
+                torch._foreach_copy_(tensors, values)
+            else:
+                tensors[0].copy_(values[0])
+
+    def _unstacked(self, part: Tensor, slot: int) -> Sequence[Tensor]:
+        values, pattern = part.unbind(0) if len(self.points) > 1 else (part,), self.constraint.matrix[slot]
+        return (
+            values
+            if pattern is None
+            else [from_matrix(v, pattern, t) for v, t in zip(values, self.slots[slot], strict=True)]
+        )
+
+    # State. -----------------------------------------------------------------------------------------------------------
 
     def states(self, chain: Chain, h: Blocks, ctx: Context) -> tuple[State, ...]:
-        """The state of each block, stacked; the per-tensor state that torch keeps are views of it."""
-        if self.step == 1:
-            self.storage = chain.init(h, ctx)
-            self._hand_out(self.storage)
+        """The state of each block, stacked, for one more step; the per-tensor state that torch keeps are views of
+        it."""
+        if self.step == 0:
+            self._hand_out(chain.init(h, ctx))
             for kept in self.kept:
                 kept[0]["step"] = torch.zeros(())
-        elif self.storage is None or not self._is_current(self.storage):
-            self.storage = self._collect()
-            self._hand_out(self.storage)
-        if any(key not in self.storage[0] for key in chain.carried):  # momentum, say, has been turned on
+        elif any(key not in self.storage[0] for key in chain.carried):  # momentum, say, has been turned on
             fresh = chain.init(h, ctx)
-            self.storage = tuple({**new, **old} for new, old in zip(fresh, self.storage, strict=True))
-            self._hand_out(self.storage)
-        for kept in self.kept:
-            kept[0]["step"] += 1
+            self._hand_out(tuple({**new, **old} for new, old in zip(fresh, self.storage, strict=True)))
+        self.carried = chain.carried
+        self.step += 1
+        torch._foreach_add_([kept[0]["step"] for kept in self.kept], 1)
         return self.storage
 
-    def release(self, others: Bucket) -> None:
-        """Give the points that are not among the others a state of their own, so that the storage can go."""
-        taken = {id(state) for kept in others.kept for state in kept}
-        for kept, key, part in self._views(self.storage) if self.storage else ():
-            if id(kept) not in taken and key in kept and kept[key].data_ptr() == part.data_ptr():
-                kept[key] = part.clone()
-        self.storage = None
+    def leave(self, frame: Any) -> None:
+        """Let first-order state wait, when the points move, for the frame of the next step."""
+        if self.carried and not self.manifold.identity_carry:
+            self.left = (self.manifold._leave(frame),)
 
-    def _stack(self, points: list[Any]) -> Any:
-        if len(points) == 1:
-            return points[0]
-        if isinstance(points[0], tuple):
-            return tuple(torch.stack(parts) for parts in zip(*points, strict=True))
-        return torch.stack(points)
+    def carry(self, frame: Any) -> None:
+        """Bring first-order state to where the points are now, whose frame is given."""
+        if self.left is None:
+            return
+        for key in self.carried:
+            old = tuple(state[key] for state in self.storage)
+            new = as_tuple(self.manifold._carry(*self.left, frame, old if len(old) > 1 else old[0]))
+            for kept, moved in zip(old, new, strict=True):
+                kept.copy_(moved)
+        self.left = None
 
-    def _places(self) -> list[tuple[int, str]]:
-        """For each block, the tensor beside which its state is kept and what its keys end with."""
-        owners, blocks = self.manifold.owners, self.manifold.blocks
-        return [(o, f".{b}" if owners.count(o) > 1 else "") for o, b in zip(owners, blocks, strict=True)]
+    def settle(self) -> None:
+        """`carry` outside of a step, so that nothing need be kept but the tensors' states."""
+        if self.left is not None:
+            self.carry(self.manifold.frame(self.gather()))
 
-    def _views(self, storage: tuple[State, ...]) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
-        """Every tensor's state dictionary and key, with the part of the storage that belongs there."""
-        for (owner, suffix), state in zip(self._places(), storage, strict=True):
-            for key, value in state.items():
-                for kept, part in zip(self.kept, value.unbind(0) if len(self.kept) > 1 else (value,), strict=True):
-                    yield kept[owner], key + suffix, part
-
-    def _hand_out(self, storage: tuple[State, ...]) -> None:
-        for kept, key, part in self._views(storage):
-            kept[key] = part
-
-    def _is_current(self, storage: tuple[State, ...]) -> bool:
+    def is_current(self) -> bool:
         """Whether nobody has replaced a tensor's state since it was handed out."""
-        views = self._views(storage)
-        return all(key in kept and kept[key].data_ptr() == part.data_ptr() for kept, key, part in views)
+        return all(kept.get(key) is part for kept, key, part in self.views)
 
-    def _collect(self) -> tuple[State, ...]:
+    def collect(self) -> None:
         """Storage from the tensors' own states: after loading, or when other points have gradients than last time."""
+        self.left = None
+        if self.step == 0:
+            return
         storage: tuple[State, ...] = tuple({} for _ in self.manifold.blocks)
         places = self._places()
         shared = {o for o, _ in places if [p[0] for p in places].count(o) > 1}
@@ -174,30 +154,96 @@ class Bucket:
                     continue
                 values = [kept[owner][key] for kept in self.kept]
                 state[key.removesuffix(suffix)] = torch.stack(values) if len(values) > 1 else values[0]
-        return storage
+        self._hand_out(storage)
+
+    def release(self) -> None:
+        """Give every point a state of its own, so that the storage can go."""
+        for kept, key, part in self.views:
+            if len(self.points) > 1 and kept.get(key) is part:
+                kept[key] = part.clone()
+
+    def _places(self) -> list[tuple[int, str]]:
+        """For each block, the tensor beside which its state is kept and what its keys end with."""
+        owners, blocks = self.manifold.owners, self.manifold.blocks
+        return [(o, f".{b}" if owners.count(o) > 1 else "") for o, b in zip(owners, blocks, strict=True)]
+
+    def _hand_out(self, storage: tuple[State, ...]) -> None:
+        self.storage, self.views = storage, []
+        for (owner, suffix), state in zip(self._places(), storage, strict=True):
+            for key, value in state.items():
+                for kept, part in zip(self.kept, value.unbind(0) if len(self.kept) > 1 else (value,), strict=True):
+                    kept[owner][key + suffix] = part
+                    self.views.append((kept[owner], key + suffix, part))
 
 
 class Buckets:
-    """The buckets of a step. Their storage is kept from step to step as long as the same points have gradients."""
+    """The buckets of an optimiser. Each is kept from step to step as long as the same points have gradients."""
 
     def __init__(self) -> None:
-        self._last: dict[int, Bucket] = {}  # each point's, by its first tensor
+        self._of: dict[int, Bucket] = {}  # each point's, by its first tensor
+        self._last: dict[int, tuple[list[Point], list[Bucket]]] = {}  # of each group
 
-    def of(self, points: list[Point], state: dict[Tensor, Any]) -> Iterator[Bucket]:
-        """The points sorted into buckets, with the state that torch keeps for their tensors."""
-        sorted_: dict[Any, list[Point]] = defaultdict(list)
-        for point in points:
-            step = int(state[point.params[0]].get("step", 0)) + 1
-            layout = tuple((tuple(p.shape), p.dtype, p.device) for p in point.params)
-            alone = sum(p.numel() for p in point.params) > BATCHED_UP_TO
-            sorted_[step, layout, id(point) if alone else None].append(point)
-        for (step, *_), members in sorted_.items():
-            bucket = Bucket(members, [[state[p] for p in point.params] for point in members], step)
-            first = [id(point.params[0]) for point in members]
-            for last in {id(b): b for i in first if (b := self._last.get(i))}.values():
-                if [id(point.params[0]) for point in last.points] == first:
-                    bucket.storage = last.storage
-                else:
-                    last.release(bucket)
-            self._last.update(dict.fromkeys(first, bucket))
-            yield bucket
+    def of(self, group: int, points: list[Point], state: dict[Tensor, Any]) -> list[Bucket]:
+        """The points of a group sorted into buckets, with the state that torch keeps for their tensors."""
+        last, buckets = self._last.get(group, (None, []))
+        if last is points and all(self._is_current(b, state) for b in buckets):
+            return buckets
+        buckets = []
+        for step, members in _sorted(points, state):
+            kept = [[state[p] for p in point.params] for point in members]
+            bucket = self._of.get(id(members[0].params[0]))
+            if not (bucket and self._is_current(bucket, state) and _same(bucket, members, step)):
+                for old in {id(b): b for p in members if (b := self._of.get(id(p.params[0])))}.values():
+                    self._drop(old)
+                bucket = Bucket(members, kept, step)
+                bucket.collect()
+                self._of.update((id(point.params[0]), bucket) for point in members)
+            buckets.append(bucket)
+        self._last[group] = points, buckets
+        return buckets
+
+    def settle(self) -> None:
+        """Carry all first-order state to where the points are now."""
+        for bucket in self._of.values():
+            bucket.settle()
+
+    def _is_current(self, bucket: Bucket, state: dict[Tensor, Any]) -> bool:
+        return (
+            self._of.get(id(bucket.points[0].params[0])) is bucket
+            and bucket.is_current()
+            and all(
+                state.get(p) is kept
+                for point, states in zip(bucket.points, bucket.kept, strict=True)
+                for p, kept in zip(point.params, states, strict=True)
+            )
+        )
+
+    def _drop(self, bucket: Bucket) -> None:
+        bucket.settle()
+        bucket.release()
+        for point in bucket.points:
+            del self._of[id(point.params[0])]
+
+
+def _sorted(points: Iterable[Point], state: dict[Tensor, Any]) -> Iterable[tuple[int, list[Point]]]:
+    """Points of one layout and age, as many as fit into a batch; with the number of steps that they have taken."""
+    alike: dict[Any, list[Point]] = defaultdict(list)
+    for point in points:
+        step = int(state[point.params[0]].get("step", 0))
+        alike[step, point.layout].append(point)
+    for (step, _), members in alike.items():
+        size = sum(p.numel() for p in members[0].params)
+        count = max(BATCH // max(size, 1), 1) if size <= BATCHED_UP_TO else 1
+        for i in range(0, len(members), count):
+            yield step, members[i : i + count]
+
+
+def _same(bucket: Bucket, members: list[Point], step: int) -> bool:
+    return (
+        bucket.step == step
+        and bucket.constraint == members[0].constraint
+        and len(bucket.points) == len(members)
+        and all(
+            a.params[0] is b.params[0] and a.layout == b.layout for a, b in zip(bucket.points, members, strict=True)
+        )
+    )

@@ -15,8 +15,11 @@ from steepest.checks import check_range
 from steepest.manifolds.base import Manifold
 from steepest.manifolds.euclidean import Euclidean
 from steepest.manifolds.tensors import as_tuple, like
-from steepest.optim.bucket import Bucket, Buckets, Point
-from steepest.optim.constrain import Constraint, constraints, contradiction, dtype_error, members, owners
+from steepest.optim.bucket import Bucket, Buckets
+from steepest.optim.constrain import Constraint, dtype_error
+from steepest.optim.fused import fused_step
+from steepest.optim.listing import constrained, names_of, normalise, part_of
+from steepest.optim.point import Point
 from steepest.spec import Spec
 from steepest.transforms.base import Chain, Context
 
@@ -58,8 +61,7 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         if isinstance(params, set):
             raise TypeError("params: got a set, which has no order; expected a list")
-        self._buckets = Buckets()
-        self._geometries: list[tuple[dict[str, Any], Manifold]] = []
+        self._forget()
         super().__init__(params, {"maximize": False, "nonfinite": "raise", **defaults})
 
     @abc.abstractmethod
@@ -73,7 +75,7 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
         them apart, becomes several. A group that is refused leaves the optimiser as it was."""
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group: expected a dictionary, got {type(param_group).__name__}")
-        parts = list(self._sort(_normalise(param_group)))
+        parts = list(self._sort(normalise(param_group)))
         for part in parts:
             self._check(part)
         count = len(self.param_groups)
@@ -91,7 +93,7 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
             return
         position = {id(p): i for i, p in enumerate(group["params"])}
         points: list[tuple[list[int], Constraint]] = []
-        for constraint, ids in _constrained(set(position)):
+        for constraint, ids in constrained(set(position)):
             if missing := [i for i in ids if i not in position]:
                 raise ValueError(
                     f"params: {len(missing)} tensor(s) of a point of {constraint.manifold} are in no, or in another, "
@@ -181,18 +183,20 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        work = [(g, [p for p in self._points(g) if p.has_grad()]) for g in self.param_groups]
+        work = [(g, self._active(i, g)) for i, g in enumerate(self.param_groups)]
         bad = _nonfinite([p for g, points in work if g["nonfinite"] != "ignore" for p in points])
-        for group, points in work:
-            if bad and group["nonfinite"] == "raise" and (hit := [p for p in points if p in bad]):
+        for group, points in work if bad else ():
+            if group["nonfinite"] == "raise" and (hit := [p for p in points if p in bad]):
                 raise ValueError(
                     f"the gradient of {', '.join(n for p in hit[:5] for n in p.names)} has NaN or infinite entries; "
                     "nothing was changed. Look for a loss that overflows (a GradScaler for float16, a smaller lr, "
                     "gradient clipping), or pass nonfinite='skip' to leave such parameters out of a step."
                 )
-        for group, points in work:
+        for i, (group, points) in enumerate(work):
             chain = self.chain(group)
-            for bucket in self._buckets.of([p for p in points if p not in bad], self.state):
+            points = [p for p in points if p not in bad] if bad else points
+            points = fused_step(chain, points, self.state, group)
+            for bucket in self._buckets.of(i, points, self.state):
                 try:
                     _update(bucket, chain, group)
                 except torch.linalg.LinAlgError as error:
@@ -200,12 +204,28 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
                     raise ValueError(f"the step of {names} is too large to compute with; lower lr ({error})") from error
         return loss
 
+    def _active(self, index: int, group: dict[str, Any]) -> list[Point]:
+        """The points of a group that have gradients; found anew only when something about them has changed."""
+        said = [group[key] for key in ("geometry", "matrix", "sizes")], group.get("role")
+        facts = [(id(p), p.shape, p.dtype, p.device, p.grad is None or p.grad.layout) for p in group["params"]]
+        last = self._last.get(index)
+        if last is None or last[0] != (said, facts):
+            points = [p for p in self._points(group) if p.has_grad()]
+            self._last[index] = last = (copy.deepcopy(said), facts), points
+        return last[1]
+
     def residual(self) -> float:
         """The largest distance of a constrained parameter from its manifold: feasibility, as a number without unit."""
         points = [p for g in self.param_groups if g["geometry"] is not None for p in self._points(g)]
         return max((p.constraint.manifold.residual(p.value()).max().item() for p in points), default=0.0)
 
     # Checkpoints. -----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Options and state, in which first-order state has been carried to where the points are now."""
+        with torch.no_grad():
+            self._buckets.settle()
+        return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore options and state; refuses a state of other parameters, in another order or on other manifolds, or of
@@ -221,6 +241,7 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
+        self._forget()
         ours = [p for g in self.param_groups for p in g["params"]]
         theirs = [i for g in loaded["param_groups"] for i in g["params"]]
         for p, i in zip(ours, theirs, strict=True):  # torch casts state to the parameter's dtype: ours keeps its own
@@ -262,9 +283,20 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
         """As torch's, with long values, such as a geometry that holds a matrix, cut short."""
         return "\n".join(map(_abridged, super().__repr__().splitlines()))
 
+    def __getstate__(self) -> dict[str, Any]:
+        with torch.no_grad():
+            self._buckets.settle()
+        return super().__getstate__()
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._buckets, self._geometries = Buckets(), []
+        self._forget()
+
+    def _forget(self) -> None:
+        """Start with nothing known of earlier steps but the state that torch keeps."""
+        self._buckets = Buckets()
+        self._geometries: list[tuple[dict[str, Any], Manifold]] = []
+        self._last: dict[int, Any] = {}
 
 
 def options(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -272,55 +304,21 @@ def options(arguments: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in arguments.items() if key not in ("self", "params", "__class__")}
 
 
-def clip_grad_norm_(optimizer: Optimizer, max_norm: float) -> Tensor:
-    """Scale all gradients of an optimiser so that the Riemannian norm of all of them together is at most `max_norm`.
-
-    On a manifold the norm is that of `pull(x, g)`: `torch.nn.utils.clip_grad_norm_` would measure the Euclidean
-    gradient. Changes `.grad` in place, like its model in torch, and returns the norm from before. Where that is not
-    finite, gradients stay as they are, so that the step can tell which one is to blame.
-
-    >>> x = torch.nn.Parameter(torch.zeros(2))
-    >>> optimizer = SGD([x], lr=1.0)
-    >>> (3 * x[0] + 4 * x[1]).backward()
-    >>> clip_grad_norm_(optimizer, 1.0).item(), [round(g, 3) for g in x.grad.tolist()]
-    (5.0, [0.6, 0.8])
-    """
-    check_range("max_norm", max_norm, open_low=True)
-    with torch.no_grad():
-        points = [p for g in optimizer.param_groups for p in optimizer._points(g) if p.has_grad()]
-        norms = [torch.linalg.vector_norm(block) for p in points for block in as_tuple(p.pull())]
-        if not norms:
-            return torch.zeros(())
-        total = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device, torch.float64) for n in norms]))
-        scale = torch.where(total.isfinite(), (max_norm / (total + 1e-6)).clamp_max(1.0), 1.0)
-        for p in points:
-            for t in p.params:
-                t.grad.mul_(scale.to(t.device, t.grad.dtype.to_real()))  # type: ignore[union-attr]
-    return total
-
-
 def _update(bucket: Bucket, chain: Chain, group: dict[str, Any]) -> None:
-    """The one step: pull, transform, push and retract in one move, and carry what has to follow the point."""
+    """The one step: carry what has to follow the point, pull, transform, push and retract in one move."""
     manifold, lr = bucket.manifold, group["lr"]
-    x = bucket.gather()
-    frame = manifold.frame(x)
+    frame = manifold.frame(bucket.gather())
+    bucket.carry(frame)
     h = as_tuple(manifold._pull(frame, bucket.gather_grads()))
     h = tuple(-b for b in h) if group["maximize"] else h
-    ctx = Context(manifold, frame, lr, bucket.step)
-    states = bucket.states(chain, h, ctx)
-    h = chain.update(h, states, ctx)
+    ctx = Context(manifold, frame, lr, bucket.step + 1)
+    h = chain.update(h, bucket.states(chain, h, ctx), ctx)
     if isinstance(manifold, Euclidean):
         bucket.descend(h[0], lr)
         return
     h = tuple(-lr * b for b in h)
     y = manifold._move(frame, h if len(h) > 1 else h[0])
-    if chain.carried and not manifold.identity_carry:
-        there = manifold.frame(y)
-        for key in chain.carried:
-            old = tuple(state[key] for state in states)
-            new = as_tuple(manifold._carry(frame, there, old if len(old) > 1 else old[0]))
-            for kept, moved in zip(old, new, strict=True):
-                kept.copy_(moved)
+    bucket.leave(frame)
     bucket.scatter(y)  # last, as the frame may hold the very parameters
 
 
@@ -331,7 +329,7 @@ def _fresh_state(point: Point, chain: Chain, group: dict[str, Any]) -> list[dict
         x, manifold = point.value(), point.constraint.manifold
         frame = manifold.frame(x)
         h = as_tuple(manifold._pull(frame, like(x, [torch.zeros_like(t) for t in as_tuple(x)])))
-        Bucket([point], [kept], 1).states(chain, h, Context(manifold, frame, group["lr"], 1))
+        Bucket([point], [kept], 0).states(chain, h, Context(manifold, frame, group["lr"], 1))
     return kept
 
 
@@ -342,59 +340,14 @@ def _layout(state: dict[str, Any] | None) -> str:
     )
 
 
-def _normalise(group: dict[str, Any]) -> dict[str, Any]:
-    """A copy of the group with a list of tensors, and their names apart."""
-    group = dict(group)
-    params = group["params"]
-    if isinstance(params, set):
-        raise TypeError("params: got a set, which has no order; expected a list")
-    params = [params] if isinstance(params, Tensor) else list(params)
-    if named := [p for p in params if isinstance(p, tuple)]:
-        if len(named) < len(params):
-            raise ValueError(
-                f"params: got {len(named)} named and {len(params) - len(named)} unnamed ones; name all or none"
-            )
-        group["param_names"] = [name for name, _ in params]
-        params = [p for _, p in params]
-    if not params:
-        raise ValueError("params: got an empty list; does anything in the model require a gradient?")
-    if wrong := [p for p in params if not isinstance(p, Tensor)]:
-        raise TypeError(f"params: expected tensors, got {type(wrong[0]).__name__}")
-    if len({id(p) for p in params}) < len(params):
-        raise ValueError("params: the same parameter is given twice")
-    return group | {"params": params}
-
-
-def names_of(group: dict[str, Any]) -> list[str]:
-    """The names of a group's parameters, or what to call them."""
-    return group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
-
-
-def part_of(group: dict[str, Any], index: list[int]) -> dict[str, Any]:
-    """The group restricted to some of its parameters."""
-    lists: dict[str, Any] = {k: [group[k][i] for i in index] for k in ("params", "param_names") if k in group}
-    return {**group, **lists}
-
-
-def _constrained(ids: set[int]) -> Iterator[tuple[Constraint, list[int]]]:
-    """Constraints that any living module puts on tensors with these ids, each with the ids of its whole point."""
-    seen: dict[int, Constraint] = {}
-    for module in owners():
-        for names, constraint in constraints(module).items():
-            point = [id(t) for t in members(module, names)]
-            if not ids & set(point):
-                continue
-            if not seen.keys() & set(point):
-                seen.update(dict.fromkeys(point, constraint))
-                yield constraint, point
-            elif other := [seen.get(i) for i in point if seen.get(i) != constraint]:
-                raise ValueError(contradiction(module, names, constraint, other[0]))
-
-
 def _nonfinite(points: list[Point]) -> set[Point]:
-    """Points whose gradient has a NaN or infinite entry: one synchronisation."""
+    """Points whose gradient has a NaN or infinite entry: one synchronisation. Where the norm of a tensor is finite, its
+    entries are; only where it is not, as by an overflow, they are looked at."""
     grads = [g for p in points for g in p.grads() if g.numel()]
-    if not grads or torch.nn.utils.get_total_norm(grads, float("inf")).isfinite():
+    if not grads:
+        return set()
+    norms = torch._foreach_norm(grads)
+    if torch.stack([n.to(norms[0].device) for n in norms]).isfinite().all():
         return set()
     return {p for p in points if not all(g.isfinite().all() for g in p.grads())}
 

@@ -6,7 +6,8 @@ import abc
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from steepest.optim.engine import Optimizer, names_of, part_of
+from steepest.optim.engine import Optimizer
+from steepest.optim.listing import names_of, part_of
 from steepest.transforms import AdamScale, Chain, WeightDecay, chain
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -36,13 +37,23 @@ class AdamScale(Transform):
         check_range("betas[1]", self.betas[1], 0, 1, open_high=True)
         check_range("eps", self.eps)
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Of the state."""
+        return ("first", "second", "largest") if self.amsgrad else ("first", "second")
+
     def init(self, h: Tensor, ctx: Context) -> State:
         """Zero moments."""
-        keys = ("first", "second", "largest") if self.amsgrad else ("first", "second")
-        return {key: torch.zeros_like(h) for key in keys}
+        return {key: torch.zeros_like(h) for key in self.keys}
 
     def update(self, h: Tensor, state: State, ctx: Context) -> Tensor:
         """Adam's direction."""
+        if has_fused(h) and not torch.compiler.is_compiling():
+            step = torch.zeros_like(h)
+            moments = [[state[key]] for key in self.keys]
+            count = torch.full((), ctx.step, dtype=torch.float32, device=h.device)
+            self.fused(torch._fused_adam_, [step], [h], moments, [count], lr=-1.0)  # 0 - (-1) times the direction
+            return step
         beta1, beta2 = self.betas
         m = state["first"].lerp_(h, 1 - beta1)
         v = state["second"].mul_(beta2).addcmul_(h, h, value=1 - beta2)
@@ -51,7 +62,51 @@ class AdamScale(Transform):
         root = v.sqrt().div_((1 - beta2**ctx.step) ** 0.5).add_(self.eps)
         return (m / root).div_(1 - beta1**ctx.step)
 
+    def fused(
+        self,
+        kernel: Callable[..., None],
+        params: list[Tensor],
+        grads: list[Tensor],
+        moments: list[list[Tensor]],
+        steps: list[Tensor],
+        *,
+        lr: float | Tensor,
+        weight_decay: float = 0.0,
+        maximize: bool = False,
+    ) -> None:
+        """Adam's step of `params` in place, by one of torch's kernels: one pass over memory for all that `update` does.
+
+        Args:
+            kernel: `torch._fused_adam_` or `torch._fused_adamw_`.
+            params: contiguous tensors of one dtype and device.
+            grads: their gradients.
+            moments: for each of `keys`, the tensors of all of `params`.
+            steps: number of each one's step, from 1, on that device.
+            lr, weight_decay, maximize: as torch's optimisers.
+        """
+        first, second, *largest = moments
+        kernel(
+            params,
+            grads,
+            first,
+            second,
+            largest[0] if largest else [],
+            steps,
+            lr=lr,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            weight_decay=weight_decay,
+            eps=self.eps,
+            amsgrad=self.amsgrad,
+            maximize=maximize,
+        )
+
     @classmethod
     def examples(cls) -> list[Transform]:
         """Adam and AMSGrad."""
         return [cls(), cls((0.9, 0.99), amsgrad=True)]
+
+
+def has_fused(h: Tensor) -> bool:
+    """Whether torch's fused kernels take a tensor: one of full precision, in one piece, on a device that has them."""
+    return h.dtype in (torch.float32, torch.float64) and h.device.type in ("cpu", "cuda") and h.is_contiguous()

@@ -99,12 +99,12 @@ class Chain:
 
     def update(self, h: Blocks, states: tuple[State, ...], ctx: Context) -> Blocks:
         """The step's coordinates; `states` is changed in place."""
+        at = _each_block(ctx, h)
         for link in self.links:
             if link.joint:
                 h = _run(link, h, states[0], ctx)
             else:
-                parts = zip(h, states, _each_block(ctx, h), strict=True)
-                h = tuple(_run(link, block, state, at) for block, state, at in parts)
+                h = tuple(_run(link, block, state, here) for block, state, here in zip(h, states, at, strict=True))
         return h
 
     @property
