@@ -16,6 +16,9 @@ from steepest.manifolds.flow import flow
 
 Pair = tuple[Tensor, Tensor]
 
+THIN = 8
+"""Columns up to which a tall factor is multiplied from the side of its rows (benchmarks/thresholds.py)."""
+
 
 class FixedRankFrame(NamedTuple):
     """The factors and the r x r Cholesky factors of their Gram matrices, these in float64."""
@@ -73,23 +76,24 @@ class FixedRank(Manifold):
     def frame(self, x: Pair) -> FixedRankFrame:
         """Gram factors and their inverses; products with the tall factors come last, one for each."""
         b, a = x
-        return FixedRankFrame(b, a, *gram_factor(a.mH), *gram_factor(b))
+        (la, lb), (la_inv, lb_inv) = gram_factors(a.mH, b)
+        return FixedRankFrame(b, a, la, la_inv, lb, lb_inv)
 
     def _push(self, f: FixedRankFrame, h: Pair) -> Pair:
-        return h[0] @ f.la_inv.to(h[0].dtype), f.lb_inv.mH.to(h[1].dtype) @ h[1]
+        return times(h[0], f.la_inv), f.lb_inv.mH.to(h[1].dtype) @ h[1]
 
     def _pull(self, f: FixedRankFrame, g: Pair) -> Pair:
-        return g[0] @ f.la_inv.mH.to(g[0].dtype), f.lb_inv.to(g[1].dtype) @ g[1]
+        return times(g[0], f.la_inv.mH), f.lb_inv.to(g[1].dtype) @ g[1]
 
     def _coords(self, f: FixedRankFrame, v: Pair) -> Pair:
-        return v[0] @ f.la.to(v[0].dtype), f.lb.mH.to(v[1].dtype) @ v[1]
+        return times(v[0], f.la), f.lb.mH.to(v[1].dtype) @ v[1]
 
     def _leave(self, f: FixedRankFrame) -> FixedRankFrame:
         return f._replace(b=f.b[..., :0, :], a=f.a[..., :0])  # without the tall factors
 
     def _carry(self, f: FixedRankFrame, to: FixedRankFrame, h: Pair) -> Pair:
         # Through the tangent vector, so that momentum keeps the invariance; the two r x r matrices first.
-        return h[0] @ (f.la_inv @ to.la).to(h[0].dtype), (to.lb.mH @ f.lb_inv.mH).to(h[1].dtype) @ h[1]
+        return times(h[0], f.la_inv @ to.la), (to.lb.mH @ f.lb_inv.mH).to(h[1].dtype) @ h[1]
 
     def _move(self, f: FixedRankFrame, h: Pair) -> Pair:
         vb, va = self._push(f, (h[0], self._bounded(f, h[1])))
@@ -186,28 +190,41 @@ def _solve(gram: Tensor, y: Tensor) -> Tensor:
     return torch.cholesky_solve(y, lower)
 
 
+def times(h: Tensor, s: Tensor) -> Tensor:
+    """h s, for a tall h `(*b, m, r)` and an r x r s, in the dtype of h. With few columns as (s^T h^T)^T: long rows
+    are multiplied, and kept, several times faster than short ones."""
+    s = s.to(h.dtype)
+    return (s.mT @ h.mT).mT if s.shape[-1] <= THIN else h @ s
+
+
 def gram_factor(b: Tensor) -> tuple[Tensor, Tensor]:
-    """L lower triangular with L L^H = B^H B, and its inverse, for B `(*b, m, r)`; both in float64 (complex128).
+    """L lower triangular with L L^H = B^H B, and its inverse, for B `(*b, m, r)`: `gram_factors` of one."""
+    (lower,), (inverse,) = gram_factors(b)
+    return lower, inverse
+
+
+def gram_factors(*factors: Tensor) -> tuple[Tensor, Tensor]:
+    """L lower triangular with L L^H = B^H B, and its inverse, for each B `(*b, m, r)`; both stacked `(k, *b, r, r)`, in
+    float64 (complex128).
 
     The damping follows the precision of B's entries: (16 eps)^2 relative to the trace. A Gram matrix in float64 cannot
     hold that for float64 entries, so there the factor of B L^-H, nearly orthonormal, refines the first (CholeskyQR2).
     Rows of the inverse that belong to dependent directions are zero.
     """
-    eps = max(torch.finfo(b.dtype).eps, 0.0 if is_double(b) else torch.finfo(torch.float32).eps)
-    b = double(b)
-    r = b.shape[-1]
-    eye = torch.eye(r, dtype=b.dtype, device=b.device)
-    gram = b.mH @ b
+    eps = max(torch.finfo(factors[0].dtype).eps, 0.0 if is_double(factors[0]) else torch.finfo(torch.float32).eps)
+    refine, r = eps <= 1e-10, factors[0].shape[-1]
+    damping = (4 * r * eps if refine else 16 * eps) ** 2
+    wide = [double(b) for b in factors]
+    gram = torch.stack([b.mH @ b for b in wide])
     trace = gram.diagonal(dim1=-2, dim2=-1).real.sum(-1)[..., None, None]
     zero = trace == 0
-    damping = (16 * eps) ** 2
-    first = damping if eps > 1e-10 else 4 * r * eps
-    L, _ = torch.linalg.cholesky_ex(torch.where(zero, eye, gram + first * trace * eye))
-    inv = triangular_inverse(L)
-    if eps <= 1e-10:
-        q = b @ inv.mH
-        second, _ = torch.linalg.cholesky_ex(torch.where(zero, eye, q.mH @ q + 4 * r * eps * eye))
-        L, inv = L @ second, triangular_inverse(second) @ inv
-        damping = (4 * r * eps) ** 2
-    pivot = L.diagonal(dim1=-2, dim2=-1).real.unsqueeze(-1)
-    return L, torch.where(zero | (pivot**2 > 16 * damping * trace), inv, 0.0)
+    eye = torch.eye(r, dtype=gram.dtype, device=gram.device)
+    lower = torch.linalg.cholesky_ex(gram + torch.where(zero, 1, (4 * r * eps if refine else damping) * trace) * eye).L
+    inverse = triangular_inverse(lower)
+    if refine:
+        white = [b @ inv.mH for b, inv in zip(wide, inverse.unbind(0), strict=True)]
+        gram = torch.stack([q.mH @ q for q in white])
+        second = torch.linalg.cholesky_ex(torch.where(zero, eye, gram + 4 * r * eps * eye)).L
+        lower, inverse = lower @ second, triangular_inverse(second) @ inverse
+    pivot = lower.diagonal(dim1=-2, dim2=-1).real.unsqueeze(-1)
+    return lower, torch.where(zero | (pivot**2 > 16 * damping * trace), inverse, 0.0)

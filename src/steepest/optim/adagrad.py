@@ -19,6 +19,7 @@ class Adagrad(Optimizer):
         weight_decay: added to the gradient times the parameter (L2).
         maximize: ascend.
         nonfinite: "raise", "skip" or "ignore" for gradients with NaN or infinite entries.
+        compile: compile the step of matrices and points; see `Optimizer`.
 
     Duchi, Hazan and Singer 2011.
 
@@ -35,6 +36,7 @@ class Adagrad(Optimizer):
         *,
         maximize: bool = False,
         nonfinite: str = "raise",
+        compile: bool = False,
     ) -> None:
         super().__init__(params, options(locals()))
 

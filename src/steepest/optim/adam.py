@@ -19,6 +19,7 @@ class Adam(Optimizer):
         weight_decay: added to the gradient times the parameter (L2); for the decoupled kind see `AdamW`.
         maximize: ascend.
         nonfinite: "raise", "skip" or "ignore" for gradients with NaN or infinite entries.
+        compile: compile the step of matrices and points; see `Optimizer`.
 
     Kingma and Ba 2015 (1412.6980). Becigneul and Ganea 2019 (1810.00760) for manifolds, there with one second moment to
     a point; here each coordinate has its own.
@@ -39,6 +40,7 @@ class Adam(Optimizer):
         *,
         maximize: bool = False,
         nonfinite: str = "raise",
+        compile: bool = False,
     ) -> None:
         super().__init__(params, options(locals()))
 
@@ -68,6 +70,7 @@ class AdamW(Optimizer):
         *,
         maximize: bool = False,
         nonfinite: str = "raise",
+        compile: bool = False,
     ) -> None:
         super().__init__(params, options(locals()))
 
@@ -96,6 +99,7 @@ class AMSGrad(Optimizer):
         *,
         maximize: bool = False,
         nonfinite: str = "raise",
+        compile: bool = False,
     ) -> None:
         super().__init__(params, options(locals()))
 

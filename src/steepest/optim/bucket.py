@@ -12,11 +12,12 @@ from torch import Tensor
 from steepest.linalg.precision import widen
 from steepest.manifolds.base import Manifold
 from steepest.manifolds.tensors import as_tuple
+from steepest.optim.advance import carry
 from steepest.optim.axes import from_matrix, to_matrix
 from steepest.optim.point import Point
 from steepest.transforms.base import Blocks, Chain, Context, State
 
-BATCHED_UP_TO = 2**17
+BATCHED_UP_TO = 2**15
 """Entries of a point up to which several may step as one batch (benchmarks/thresholds.py)."""
 BATCH = 2**18
 """Entries of a batch, at most: what a step makes of it stays in a core's cache, and below the size from which an
@@ -37,10 +38,10 @@ class Bucket:
         """State of each block, stacked over the points."""
         self.views: list[tuple[dict[str, Any], str, Tensor]] = []
         """Every tensor's state dictionary and key, with the part of the storage that is there."""
-        self.carried: tuple[str, ...] = ()
-        """Keys of the first-order state."""
         self.left: tuple[Any] | None = None
         """Where first-order state is at rest: what `_carry` needs of the frame that the points have left since."""
+        self.carried: tuple[str, ...] = ()
+        """Keys of that state."""
 
     @property
     def manifold(self) -> Manifold:
@@ -90,51 +91,36 @@ class Bucket:
             else:
                 tensors[0].copy_(values[0])
 
-    def _unstacked(self, part: Tensor, slot: int) -> Sequence[Tensor]:
-        values, pattern = part.unbind(0) if len(self.points) > 1 else (part,), self.constraint.matrix[slot]
-        return (
-            values
-            if pattern is None
-            else [from_matrix(v, pattern, t) for v, t in zip(values, self.slots[slot], strict=True)]
-        )
+    def _unstacked(self, part: Tensor, slot: int) -> list[Tensor]:
+        values, pattern = list(part.unbind(0)) if len(self.points) > 1 else [part], self.constraint.matrix[slot]
+        if pattern is None:
+            return values
+        return [from_matrix(v, pattern, t) for v, t in zip(values, self.slots[slot], strict=True)]
 
     # State. -----------------------------------------------------------------------------------------------------------
 
-    def states(self, chain: Chain, h: Blocks, ctx: Context) -> tuple[State, ...]:
-        """The state of each block, stacked, for one more step; the per-tensor state that torch keeps are views of
-        it."""
+    def start(self, chain: Chain, h: Blocks, ctx: Context) -> None:
+        """State for what the chain has none of yet: all of it before the first step."""
+        fresh = chain.init(h, ctx)
+        self._hand_out(tuple({**new, **old} for new, old in zip(fresh, self.storage or [{}] * len(h), strict=True)))
         if self.step == 0:
-            self._hand_out(chain.init(h, ctx))
             for kept in self.kept:
                 kept[0]["step"] = torch.zeros(())
-        elif any(key not in self.storage[0] for key in chain.carried):  # momentum, say, has been turned on
-            fresh = chain.init(h, ctx)
-            self._hand_out(tuple({**new, **old} for new, old in zip(fresh, self.storage, strict=True)))
-        self.carried = chain.carried
+
+    def is_started(self, chain: Chain) -> bool:
+        """Whether there is state of all that the chain keeps; momentum, say, may have been turned on."""
+        return self.step > 0 and all(key in self.storage[0] for key in chain.carried)
+
+    def count(self) -> None:
+        """One step more."""
         self.step += 1
         torch._foreach_add_([kept[0]["step"] for kept in self.kept], 1)
-        return self.storage
-
-    def leave(self, frame: Any) -> None:
-        """Let first-order state wait, when the points move, for the frame of the next step."""
-        if self.carried and not self.manifold.identity_carry:
-            self.left = (self.manifold._leave(frame),)
-
-    def carry(self, frame: Any) -> None:
-        """Bring first-order state to where the points are now, whose frame is given."""
-        if self.left is None:
-            return
-        for key in self.carried:
-            old = tuple(state[key] for state in self.storage)
-            new = as_tuple(self.manifold._carry(*self.left, frame, old if len(old) > 1 else old[0]))
-            for kept, moved in zip(old, new, strict=True):
-                kept.copy_(moved)
-        self.left = None
 
     def settle(self) -> None:
-        """`carry` outside of a step, so that nothing need be kept but the tensors' states."""
+        """Carry first-order state to where the points are now, so that nothing need be kept but the tensors' states."""
         if self.left is not None:
-            self.carry(self.manifold.frame(self.gather()))
+            carry(self.manifold, *self.left, self.manifold.frame(self.gather()), self.storage, self.carried)
+            self.left = None
 
     def is_current(self) -> bool:
         """Whether nobody has replaced a tensor's state since it was handed out."""
@@ -153,7 +139,7 @@ class Bucket:
                 if key == "step" or (owner in shared and not key.endswith(suffix)):
                     continue
                 values = [kept[owner][key] for kept in self.kept]
-                state[key.removesuffix(suffix)] = torch.stack(values) if len(values) > 1 else values[0]
+                state[key.removesuffix(suffix)] = _stacked(values) if len(values) > 1 else values[0]
         self._hand_out(storage)
 
     def release(self) -> None:
@@ -186,7 +172,7 @@ class Buckets:
     def of(self, group: int, points: list[Point], state: dict[Tensor, Any]) -> list[Bucket]:
         """The points of a group sorted into buckets, with the state that torch keeps for their tensors."""
         last, buckets = self._last.get(group, (None, []))
-        if last is points and all(self._is_current(b, state) for b in buckets):
+        if last == points and all(self._is_current(b, state) for b in buckets):
             return buckets
         buckets = []
         for step, members in _sorted(points, state):
@@ -223,6 +209,13 @@ class Buckets:
         bucket.release()
         for point in bucket.points:
             del self._of[id(point.params[0])]
+
+
+def _stacked(values: Sequence[Tensor]) -> Tensor:
+    """Tensors along a new first dimension, each laid out as it is: to the bit, products depend on it."""
+    first = values[0]
+    out = first.new_empty_strided((len(values), *first.shape), (first.numel(), *first.stride()))
+    return torch.stack(tuple(values), out=out)
 
 
 def _sorted(points: Iterable[Point], state: dict[Tensor, Any]) -> Iterable[tuple[int, list[Point]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from steepest.optim.engine import Optimizer
+from steepest.optim.engine import Optimizer, options
 from steepest.transforms import Chain, Transform, chain
 
 
@@ -17,6 +17,7 @@ class Composed(Optimizer):
         lr: learning rate.
         maximize: ascend.
         nonfinite: "raise", "skip" or "ignore" for gradients with NaN or infinite entries.
+        compile: compile the step of matrices and points; see `Optimizer`.
 
     >>> from steepest.norms import Max
     >>> from steepest.transforms import ClipNorm, Dualize, Momentum
@@ -27,14 +28,15 @@ class Composed(Optimizer):
     def __init__(
         self,
         params: Any,
-        transforms: Transform | Chain | list[Transform],
+        transforms: Transform | Chain | list[Any],
         lr: float = 1e-3,
         *,
         maximize: bool = False,
         nonfinite: str = "raise",
+        compile: bool = False,
     ) -> None:
-        defaults = {"lr": lr, "maximize": maximize, "nonfinite": nonfinite, "transforms": _specs(transforms)}
-        super().__init__(params, defaults)
+        transforms = _specs(transforms)
+        super().__init__(params, options(locals()))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As `Optimizer`; transforms of the group's own are written down as plain values."""

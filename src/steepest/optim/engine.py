@@ -15,6 +15,7 @@ from steepest.checks import check_range
 from steepest.manifolds.base import Manifold
 from steepest.manifolds.euclidean import Euclidean
 from steepest.manifolds.tensors import as_tuple, like
+from steepest.optim.advance import Compiled, advance
 from steepest.optim.bucket import Bucket, Buckets
 from steepest.optim.constrain import Constraint, dtype_error
 from steepest.optim.fused import fused_step
@@ -44,6 +45,9 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
     (`nonfinite="raise"`), leaves out its point (`"skip"`), or is not looked for (`"ignore"`, which saves one
     synchronisation a step on a GPU).
 
+    With `compile=True` the step of each layout of points is compiled by torch.compile when it is first made, and not
+    again when rates or step numbers change; plain parameters have torch's fused kernels where there are any.
+
     Parameters may be complex. The inner product is then Re tr(a^H b), for which torch's `.grad` of a real loss is the
     gradient.
 
@@ -62,7 +66,7 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
         if isinstance(params, set):
             raise TypeError("params: got a set, which has no order; expected a list")
         self._forget()
-        super().__init__(params, {"maximize": False, "nonfinite": "raise", **defaults})
+        super().__init__(params, {"maximize": False, "nonfinite": "raise", "compile": False, **defaults})
 
     @abc.abstractmethod
     def chain(self, group: dict[str, Any]) -> Chain:
@@ -198,7 +202,7 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
             points = fused_step(chain, points, self.state, group)
             for bucket in self._buckets.of(i, points, self.state):
                 try:
-                    _update(bucket, chain, group)
+                    _update(bucket, chain, group, self._compiled)
                 except torch.linalg.LinAlgError as error:
                     names = ", ".join(n for p in bucket.points[:5] for n in p.names)
                     raise ValueError(f"the step of {names} is too large to compute with; lower lr ({error})") from error
@@ -294,7 +298,7 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
 
     def _forget(self) -> None:
         """Start with nothing known of earlier steps but the state that torch keeps."""
-        self._buckets = Buckets()
+        self._buckets, self._compiled = Buckets(), Compiled()
         self._geometries: list[tuple[dict[str, Any], Manifold]] = []
         self._last: dict[int, Any] = {}
 
@@ -304,22 +308,22 @@ def options(arguments: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in arguments.items() if key not in ("self", "params", "__class__")}
 
 
-def _update(bucket: Bucket, chain: Chain, group: dict[str, Any]) -> None:
-    """The one step: carry what has to follow the point, pull, transform, push and retract in one move."""
-    manifold, lr = bucket.manifold, group["lr"]
-    frame = manifold.frame(bucket.gather())
-    bucket.carry(frame)
-    h = as_tuple(manifold._pull(frame, bucket.gather_grads()))
-    h = tuple(-b for b in h) if group["maximize"] else h
-    ctx = Context(manifold, frame, lr, bucket.step + 1)
-    h = chain.update(h, bucket.states(chain, h, ctx), ctx)
+def _update(bucket: Bucket, chain: Chain, group: dict[str, Any], compiled: Compiled) -> None:
+    """One step of a bucket."""
+    manifold, lr, step = bucket.manifold, group["lr"], bucket.step + 1
+    x, g = bucket.gather(), bucket.gather_grads()
+    g = like(g, [-b for b in as_tuple(g)]) if group["maximize"] else g
+    if not bucket.is_started(chain):
+        frame = manifold.frame(x)
+        bucket.start(chain, as_tuple(manifold._pull(frame, g)), Context(manifold, frame, lr, step))
+    arguments = manifold, chain, x, g, bucket.storage, bucket.left, lr, step
+    y, bucket.left = compiled.advance(bucket.layout, *arguments) if group["compile"] else advance(*arguments)
+    bucket.carried = chain.carried
+    bucket.count()
     if isinstance(manifold, Euclidean):
-        bucket.descend(h[0], lr)
-        return
-    h = tuple(-lr * b for b in h)
-    y = manifold._move(frame, h if len(h) > 1 else h[0])
-    bucket.leave(frame)
-    bucket.scatter(y)  # last, as the frame may hold the very parameters
+        bucket.descend(y, lr)
+    else:
+        bucket.scatter(y)
 
 
 def _fresh_state(point: Point, chain: Chain, group: dict[str, Any]) -> list[dict[str, Any]]:
@@ -329,7 +333,7 @@ def _fresh_state(point: Point, chain: Chain, group: dict[str, Any]) -> list[dict
         x, manifold = point.value(), point.constraint.manifold
         frame = manifold.frame(x)
         h = as_tuple(manifold._pull(frame, like(x, [torch.zeros_like(t) for t in as_tuple(x)])))
-        Bucket([point], [kept], 0).states(chain, h, Context(manifold, frame, group["lr"], 1))
+        Bucket([point], [kept], 0).start(chain, h, Context(manifold, frame, group["lr"], 1))
     return kept
 
 

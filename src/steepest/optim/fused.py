@@ -6,7 +6,7 @@ The state is the chain's own, under the chain's keys, so that a run may go from 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,11 +21,11 @@ from steepest.transforms.adam_scale import has_fused
 Kernel = Callable[..., None]
 
 
-def fused_step(chain: Chain, points: Sequence[Point], state: Any, group: dict[str, Any]) -> list[Point]:
+def fused_step(chain: Chain, points: list[Point], state: Any, group: dict[str, Any]) -> list[Point]:
     """One step of those points for which torch has a kernel of the whole chain; returns the others."""
     found = _kernel(chain)
     if found is None:
-        return list(points)
+        return points
     kernel, init = found
     fits = [_fits(p) for p in points]
     mine = [p.params[0] for p, fit in zip(points, fits, strict=True) if fit]
@@ -50,9 +50,8 @@ def _fits(point: Point) -> bool:
     return (
         isinstance(point.constraint.manifold, Euclidean)
         and grad is not None
-        and grad.dtype == p.dtype
-        and has_fused(p)
-        and has_fused(grad)
+        and p.is_contiguous()
+        and has_fused(grad, p)
     )
 
 

@@ -28,6 +28,7 @@ class Muon(MatrixOptimizer):
         adamw_lr, adamw_betas, adamw_eps, adamw_weight_decay: for embeddings, heads, norms and biases.
         maximize: ascend.
         nonfinite: "raise", "skip" or "ignore" for gradients with NaN or infinite entries.
+        compile: compile the step of matrices and points; see `Optimizer`.
 
     Jordan et al. 2024, "Muon"; Li et al. 2026 (2605.09238) for manifolds. On Stiefel the two blocks' polar factors are
     the step of Li et al.'s code; momentum, which that has not, is carried along with the point.
@@ -54,6 +55,7 @@ class Muon(MatrixOptimizer):
         adamw_weight_decay: float = 0.0,
         maximize: bool = False,
         nonfinite: str = "raise",
+        compile: bool = False,
     ) -> None:
         norm = Norm.from_spec(norm).to_spec()
         super().__init__(params, options(locals()))

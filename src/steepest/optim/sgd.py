@@ -19,6 +19,7 @@ class SGD(Optimizer):
         weight_decay: added to the gradient times the parameter (L2).
         maximize: ascend.
         nonfinite: "raise", "skip" or "ignore" for gradients with NaN or infinite entries.
+        compile: compile the step of matrices and points; see `Optimizer`.
 
     Bonnabel 2013 (1111.5280) for manifolds.
 
@@ -38,6 +39,7 @@ class SGD(Optimizer):
         *,
         maximize: bool = False,
         nonfinite: str = "raise",
+        compile: bool = False,
     ) -> None:
         super().__init__(params, options(locals()))
 

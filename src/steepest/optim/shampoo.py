@@ -23,6 +23,7 @@ class Shampoo(MatrixOptimizer):
         adamw_lr, adamw_betas, adamw_eps, adamw_weight_decay: for embeddings, heads, norms and biases.
         maximize: ascend.
         nonfinite: "raise", "skip" or "ignore" for gradients with NaN or infinite entries.
+        compile: compile the step of matrices and points; see `Optimizer`.
 
     Gupta, Koren and Singer 2018 (1802.09568), algorithm 1.
 
@@ -45,6 +46,7 @@ class Shampoo(MatrixOptimizer):
         adamw_weight_decay: float = 0.0,
         maximize: bool = False,
         nonfinite: str = "raise",
+        compile: bool = False,
     ) -> None:
         super().__init__(params, options(locals()))
 

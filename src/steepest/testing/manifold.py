@@ -268,6 +268,21 @@ def check_carry(case: Case) -> None:
 
 
 @law
+def check_leave(case: Case) -> None:
+    """What _leave keeps of a frame carries as the frame does, and also when the point's own tensors have moved on."""
+    m, x = case.manifold, case.point()
+    h, y = m.conform(x, case.coordinates(x, 2)), m.retract(x, case.tangent(x, 4))
+    there = m.carry(x, y, h)
+    own = like(x, [t.clone() for t in as_tuple(x)])
+    left = m._leave(m.frame(own))
+    for t, moved in zip(as_tuple(own), as_tuple(y), strict=True):
+        t.copy_(moved)
+    assert_close(
+        m._carry(left, m.frame(y), h), there, "_leave keeps less than _carry takes, or tensors of the point", 0
+    )
+
+
+@law
 def check_smooth_frame(case: Case) -> None:
     """Coordinates vary smoothly with the point: no eigenbasis, no sign that flips."""
     m, x = case.manifold, case.point()

@@ -48,7 +48,7 @@ class AdamScale(Transform):
 
     def update(self, h: Tensor, state: State, ctx: Context) -> Tensor:
         """Adam's direction."""
-        if has_fused(h) and not torch.compiler.is_compiling():
+        if has_fused(h, state["first"]) and not torch.compiler.is_compiling():
             step = torch.zeros_like(h)
             moments = [[state[key]] for key in self.keys]
             count = torch.full((), ctx.step, dtype=torch.float32, device=h.device)
@@ -78,7 +78,7 @@ class AdamScale(Transform):
 
         Args:
             kernel: `torch._fused_adam_` or `torch._fused_adamw_`.
-            params: contiguous tensors of one dtype and device.
+            params: tensors of one dtype and device; all that belongs to one has its layout: see `has_fused`.
             grads: their gradients.
             moments: for each of `keys`, the tensors of all of `params`.
             steps: number of each one's step, from 1, on that device.
@@ -107,6 +107,13 @@ class AdamScale(Transform):
         return [cls(), cls((0.9, 0.99), amsgrad=True)]
 
 
-def has_fused(h: Tensor) -> bool:
-    """Whether torch's fused kernels take a tensor: one of full precision, in one piece, on a device that has them."""
-    return h.dtype in (torch.float32, torch.float64) and h.device.type in ("cpu", "cuda") and h.is_contiguous()
+def has_fused(h: Tensor, like: Tensor) -> bool:
+    """Whether torch's fused kernels take a tensor and one like it: of full precision, on a device that has them, and of
+    one layout without gaps, for they go through memory and not through indices."""
+    return (
+        h.dtype in (torch.float32, torch.float64)
+        and h.dtype == like.dtype
+        and h.device.type in ("cpu", "cuda")
+        and h.stride() == like.stride()
+        and (h.is_contiguous() or h.mT.is_contiguous())
+    )
