@@ -20,6 +20,7 @@ LAYERS = [
 """From the bottom up; a module imports its own folder and layers below its own."""
 
 HEAVY = ["transformers", "peft", "sklearn", "matplotlib", "scipy", "geoopt", "pymanopt", "pandas", "typer", "jinja2"]
+HEAVY += ["torch._dynamo", "sympy"]  # with them the import takes twice as long as that of torch
 
 
 def _layer(part: str) -> int:

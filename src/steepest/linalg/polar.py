@@ -244,7 +244,6 @@ def _gram_pays(x: Tensor, steps: int) -> bool:
     return n >= 2 * m and (is_double(x) or (steps <= 5 and not _reduced_products(x.device.type)))
 
 
-@torch.compiler.assume_constant_result
 def _reduced_products(device: str) -> bool:
     """Whether torch was told to multiply float32 matrices in fewer bits (TF32, bfloat16) on this type of device."""
     backend = torch.backends.cuda if device == "cuda" else torch.backends.mkldnn
@@ -252,30 +251,38 @@ def _reduced_products(device: str) -> bool:
     return precision not in ("ieee", "none") if precision else torch.get_float32_matmul_precision() != "highest"
 
 
+# What torch.compiler.assume_constant_result does; but that imports Dynamo, which takes longer than all of torch.
+_reduced_products._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def _in_gram_space(x: Tensor, triples: list[Triple]) -> Tensor:
     """The same polynomials as x -> Z x, with Z and Y small and Z Y the Gram matrix of the iterate."""
-    y = x @ x.mH
+    flat = x.flatten(0, -3) if x.ndim > 3 else x
+    product = torch.mm if flat.ndim == 2 else torch.bmm  # on small matrices `@` costs twice as much
+    y = product(flat, flat.mH)
     trace = y.diagonal(dim1=-2, dim2=-1).real.sum(-1)[..., None, None].clamp_min(1e-14)
     identity = torch.eye(y.shape[-1], dtype=y.dtype, device=y.device)
     # Rounding can make a zero eigenvalue negative, and the polynomials would then drive it to minus infinity. Products
     # of float32 were seen to err by less than one eps of the trace.
-    y = y / trace + 4 * torch.finfo(y.dtype).eps * identity
+    y = torch.add(y / trace, identity, alpha=4 * torch.finfo(y.dtype).eps)
 
     def quintic(gram: Tensor, a: float, b: float, c: float) -> Tensor:
-        return _add_product(gram, gram, gram, beta=b, alpha=c) + a * identity
+        return torch.add(_add_product(gram, gram, gram, beta=b, alpha=c), identity, alpha=a)
 
     z = step = quintic(y, *triples[0])
     for triple in triples[1:]:
-        y = y @ step
-        step = quintic(z @ y, *triple)
-        z = step @ z
-    return (z * trace.rsqrt()) @ x
+        y = product(y, step)
+        step = quintic(product(z, y), *triple)
+        z = product(step, z)
+    return product(z * trace.rsqrt(), flat).view(x.shape)
 
 
 def _add_product(c: Tensor, a: Tensor, b: Tensor, *, beta: float, alpha: float = 1) -> Tensor:
     """beta c + alpha a b."""
     if c.ndim == 2:
         return torch.addmm(c, a, b, beta=beta, alpha=alpha)
+    if c.ndim == 3:
+        return torch.baddbmm(c, a, b, beta=beta, alpha=alpha)
     flat = torch.baddbmm(c.flatten(0, -3), a.flatten(0, -3), b.flatten(0, -3), beta=beta, alpha=alpha)
     return flat.view(c.shape)
 

@@ -39,8 +39,8 @@ class ShapeScale(Transform):
 
     def update(self, h: Tensor, state: State, ctx: Context) -> Tensor:
         """The scaled step; a vector counts as a column."""
-        m, n = as_matrix(h, ctx.ndim).shape[-2:]
-        return h * CONVENTIONS[self.convention](m, n)
+        factor = CONVENTIONS[self.convention](*as_matrix(h, ctx.ndim).shape[-2:])
+        return h if factor == 1 else h * factor
 
     @classmethod
     def examples(cls) -> list[Transform]:
