@@ -100,7 +100,7 @@ class Pullback(SPDMetric):
 
     def carry(self, f: Image, to: Image, h: Tensor) -> Tensor:
         """The inner metric's."""
-        return h if self.identity_carry else self.inner.carry(f.inner, to.inner, h.to(f.x.dtype)).to(h.dtype)
+        return h if self.identity_carry else self.inner.carry(f, to.inner, h.to(to.x.dtype)).to(h.dtype)
 
     def step(self, f: Image, h: Tensor) -> Tensor:
         """phi^-1 of the inner metric's."""
