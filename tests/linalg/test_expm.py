@@ -1,5 +1,9 @@
 """The exponential of a product of thin matrices, and torch's own exponential, which manifolds differentiate."""
 
+import math
+from fractions import Fraction
+from itertools import zip_longest
+
 import pytest
 import scipy.linalg
 import torch
@@ -7,6 +11,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import jvp
 
 from steepest.linalg import expm, low_rank_expm1
+from steepest.linalg.entire import sym_versine_sinc
+from steepest.linalg.expm import DEGREE_18, taylor_exp
 
 DTYPES = [torch.float64, torch.complex128]
 
@@ -75,3 +81,55 @@ def test_expm_of_a_single_matrix_is_exact_at_every_size(size, dtype):
     exact = torch.as_tensor(scipy.linalg.expm(a.to(torch.promote_types(dtype, torch.float64)).numpy()))
     error = (expm(a) - exact).abs().max() / exact.abs().max()
     assert error < 20 * torch.finfo(dtype).eps  # one scaling and a dozen products
+
+
+def test_the_polynomial_of_degree_18_is_taylors():
+    """Exactly, in rational arithmetic with the coefficients as printed, but for their rounding."""
+
+    def times(a, b):
+        out = [Fraction(0)] * (len(a) + len(b) - 1)
+        for i, x in enumerate(a):
+            for j, y in enumerate(b):
+                out[i + j] += x * y
+        return out
+
+    def plus(a, b):
+        return [x + y for x, y in zip_longest(a, b, fillvalue=Fraction(0))]
+
+    b1, b2, b3, b4, b5 = ([*map(Fraction, c[:4]), 0, 0, Fraction(c[4])] for c in DEGREE_18)
+    a9 = plus(times(b1, b5), b4)
+    value = plus(b2, times(plus(b3, a9), a9))
+    for k, c in enumerate(value):
+        expected = Fraction(1, math.factorial(k)) if k <= 18 else 0
+        assert abs(c - expected) < 2e-15 / math.factorial(min(k, 18))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.complex128])
+@pytest.mark.parametrize("size", [0, 1e-8, 0.1, 1.0, 1.1, 5.0, 40.0])
+def test_products_exponentiate(size, dtype):
+    """Of symmetric, skew and general matrices, small and large, to a few eps times the norm."""
+    g = randn(3, 12, 12, dtype=torch.float64 if dtype == torch.float32 else dtype)
+    for a in (g + g.mH, g - g.mH, g):
+        a = (size * a / torch.linalg.matrix_norm(a, 2, keepdim=True)).to(dtype)
+        wide = a.double() if dtype == torch.float32 else a
+        expected = torch.tensor(scipy.linalg.expm(wide.numpy()))
+        error = torch.linalg.matrix_norm(taylor_exp(a).to(expected) - expected)
+        eps = torch.finfo(dtype).eps
+        assert (error <= 40 * eps * max(1, size) * torch.linalg.matrix_norm(expected)).all()
+        assert (taylor_exp(a[0]) - expected[0]).abs().max() <= 40 * eps * max(1, size) * expected[0].abs().max()
+
+
+def test_what_is_not_finite_stays_so():
+    """And leaves the others alone."""
+    a = 10 * randn(3, 2, 2)
+    a[1] = torch.nan
+    got = taylor_exp(a)
+    assert got[1].isnan().all()
+    torch.testing.assert_close(got[::2], torch.linalg.matrix_exp(a[::2]), rtol=1e-12, atol=0)
+    s = a @ a.mT
+    for value, expected in zip(
+        sym_versine_sinc(s[:, :1, :1].expand(3, 40, 40)),
+        sym_versine_sinc(s[::2, :1, :1].expand(2, 40, 40)),
+        strict=True,
+    ):
+        torch.testing.assert_close(value[::2], expected, rtol=1e-12, atol=1e-12)

@@ -114,3 +114,34 @@ def test_retractions_of_second_order_span_what_the_geodesic_does():
 def test_unknown_retraction_is_refused():
     with pytest.raises(ValueError, match="retraction: unknown 'svd', expected one of qr, polar, exp"):
         Grassmann("svd")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.complex128])
+@pytest.mark.parametrize(
+    "angles",
+    [
+        (0, 0, 0),
+        (1e-9, 1e-9, 2e-9),
+        (1e-9, 0.3, 1.0),
+        (1e-4, 1.2, 1.5707),
+        (0.1, 0.2, math.pi / 2 - 1e-9),
+        (0.7, 0.8, 0.9),
+        (1, 1.2, 1.4),
+        (math.pi / 2 - 1e-9, 1.3, 1.4),
+        (math.pi / 2,) * 3,
+    ],
+)
+def test_dist_and_log_of_given_angles(angles, dtype):
+    """dist is accurate to a few eps of itself, and log as long, at tiny, mixed and right angles."""
+    real = torch.float64 if dtype == torch.complex128 else dtype
+    t = torch.tensor(angles, dtype=torch.float64)
+    q = torch.linalg.qr(torch.randn(9, 6, dtype=dtype if dtype.is_complex else torch.float64))[0]
+    turn = torch.linalg.qr(torch.randn(3, 3, dtype=q.dtype))[0]
+    x, y = q[:, :3], (q[:, :3] * t.cos() + q[:, 3:] * t.sin()) @ turn
+    small = torch.finfo(real).eps * 16  # rounding of the bases themselves
+    found, expected = Grassmann().dist(x.to(dtype), y.to(dtype)), torch.linalg.vector_norm(t).to(real)
+    torch.testing.assert_close(found, expected, rtol=8 * torch.finfo(real).eps, atol=small)
+    v = Grassmann().log(x.to(dtype), y.to(dtype))
+    torch.testing.assert_close(torch.linalg.matrix_norm(v), expected, rtol=8 * torch.finfo(real).eps, atol=small)
+    end, there = Grassmann().exp(x.to(dtype), v), y.to(dtype)
+    assert (Grassmann().represent(end) - Grassmann().represent(there)).abs().max() < small

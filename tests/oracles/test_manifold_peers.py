@@ -538,6 +538,7 @@ def test_product_is_its_factors_side_by_side() -> None:
     for name, (ours, theirs) in checks.items():
         assert len(ours) == len(theirs), name
         for a, b in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)
+            rounding = 1e-13 if name in ("grad", "retract") else 0  # for which factors have shorter formulas
+            torch.testing.assert_close(a, b, rtol=rounding, atol=rounding, msg=name)
     total = sum(m.inner(a, w, w) for m, a, _, _, w in pieces)
     torch.testing.assert_close(manifold.inner(x, u, u), total, rtol=1e-14, atol=0)

@@ -9,7 +9,19 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
+
+
+def plain(*args: Any) -> bool:
+    """Whether a formula of these arguments need only be evaluated: nobody will differentiate it, backward or forward,
+    and nothing transforms, traces or compiles it. Then it may also be cut short by what its values are."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack()
+        or (torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args))
+    )
 
 
 class Rule(Function):
@@ -30,7 +42,10 @@ class Rule(Function):
 
     @classmethod
     def call(cls, *args: Any) -> Any:
-        """`cls.apply`, with forward mode where that can be had."""
+        """`cls.apply`, with forward mode where that can be had; `forward` alone where there is nothing to derive, for
+        `apply` costs as much as ten products of small matrices."""
+        if plain(*args):
+            return cls.forward(*args)
         return (cls if torch.compiler.is_compiling() else cls.eager).apply(*args)
 
     @staticmethod

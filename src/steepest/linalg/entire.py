@@ -13,7 +13,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from steepest.linalg.precision import widen
+from steepest.linalg.autograd import plain
+from steepest.linalg.dispatch import products_exponentiate
+from steepest.linalg.eigen import eigh
+from steepest.linalg.expm import largest_norm
+from steepest.linalg.precision import double, widen
 from steepest.linalg.shapes import require_square
 from steepest.linalg.symmetric import sym
 
@@ -42,7 +46,11 @@ def sym_versine_sinc(s: Tensor) -> tuple[Tensor, Tensor]:
     eps max(1, |s|), and all derivatives work.
     """
     require_square(s, "s")
-    x = sym(widen(s))
+    x = widen(s)
+    if plain(s):
+        versine, sinc = _by_products(x) if products_exponentiate(x) else _by_eigenvectors(x)
+        return versine.to(s.dtype), sinc.to(s.dtype)
+    x = sym(x)
     size = torch.linalg.matrix_norm(x.detach(), keepdim=True)
     doublings = (torch.log2(size / 4) / 2).ceil().nan_to_num(0.0, 0.0, 0.0).clamp_min(0)
     x = x * torch.exp2(-2 * doublings)
@@ -52,6 +60,27 @@ def sym_versine_sinc(s: Tensor) -> tuple[Tensor, Tensor]:
         doubled = 4 * versine - 2 * versine @ versine, sinc - sinc @ versine
         versine, sinc = (torch.where(doublings > i, *pair) for pair in zip(doubled, (versine, sinc), strict=True))
     return versine.to(s.dtype), sinc.to(s.dtype)
+
+
+def _by_products(x: Tensor) -> tuple[Tensor, Tensor]:
+    """As many doublings for all as the largest of the batch takes."""
+    size = largest_norm(x)
+    doublings = max(0, math.ceil(math.log2(size / 4) / 2)) if size else 0
+    x = x * 4.0**-doublings
+    versine, sinc = _polynomials(x, [VERSINE, SINC])
+    versine = x @ versine
+    for _ in range(doublings):
+        versine, sinc = 4 * versine - 2 * versine @ versine, sinc - sinc @ versine
+    return versine, sinc
+
+
+def _by_eigenvectors(x: Tensor) -> tuple[Tensor, Tensor]:
+    """In float64: eigenvectors in float32 would cost digits that the polynomials keep."""
+    w, v = eigh(double(x))
+    angle = w.clamp_min(0).sqrt()
+    sine = (0.5 * angle).sin()
+    versine, sinc = 2 * (sine * sine), torch.sinc(angle * (1 / math.pi))
+    return tuple(((v * f.unsqueeze(-2)) @ v.mH).to(x.dtype) for f in (versine, sinc))  # type: ignore[return-value]
 
 
 def horner(s: Tensor, coefficients: list[float]) -> Tensor:

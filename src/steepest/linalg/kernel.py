@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
+from steepest.linalg.eigen import eigh
 from steepest.linalg.precision import widen
+from steepest.linalg.products import congruence
 from steepest.linalg.shapes import require_square
-from steepest.linalg.symmetric import Multilinear, congruence, sym, total
+from steepest.linalg.symmetric import Multilinear, sym, total
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
 
@@ -52,7 +54,7 @@ def sym_kernel(a: Tensor, g: Tensor, phi: Kernel) -> Tensor:
     if a.shape[-1] != g.shape[-1]:
         raise ValueError(f"g: expected matrices of the size of a, {tuple(a.shape)}, got shape {tuple(g.shape)}")
     s = sym(widen(a))
-    w, v = torch.linalg.eigh(s.detach())
+    w, v = eigh(s.detach())
     s, wide = torch.broadcast_tensors(s, widen(g))
     return _Kernel.call(s, wide, w, v, phi).to(g.dtype)
 

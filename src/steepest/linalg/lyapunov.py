@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from steepest.linalg.autograd import Rule
+from steepest.linalg.eigen import eigh
 from steepest.linalg.precision import widen
 from steepest.linalg.shapes import require_square
 from steepest.linalg.symmetric import sym
@@ -26,7 +27,7 @@ def lyapunov(a: Tensor, c: Tensor) -> Tensor:
     if a.shape[-1] != c.shape[-1]:
         raise ValueError(f"c: expected matrices of the size of a, {tuple(a.shape)}, got shape {tuple(c.shape)}")
     s, rhs = sym(widen(a)), widen(c)
-    w, v = torch.linalg.eigh(s.detach())
+    w, v = eigh(s.detach())
     sums = w.unsqueeze(-1) + w.unsqueeze(-2)
     zero = 2 * w.shape[-1] * torch.finfo(w.dtype).eps * w.abs().amax(-1, keepdim=True).unsqueeze(-1)
     batch = torch.broadcast_shapes(a.shape, c.shape)

@@ -13,11 +13,13 @@ _WIDER = {
 def widen(x: Tensor) -> Tensor:
     """x in the dtype in which it is computed with: float32 for the half precisions (complex64 for complex ones), its
     own otherwise."""
-    return x.to(_WIDER.get(x.dtype, x.dtype))
+    return x.to(_WIDER[x.dtype]) if x.dtype in _WIDER else x
 
 
 def double(x: Tensor) -> Tensor:
     """x in float64 (complex128), or in float32 (complex64) on a device that has no more (Apple's MPS)."""
+    if is_double(x):
+        return x
     if x.device.type == "mps":
         return x.to(torch.complex64 if x.is_complex() else torch.float32)
     return x.to(torch.complex128 if x.is_complex() else torch.float64)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from steepest.linalg.dispatch import inverse_divides
 from steepest.linalg.precision import widen
+from steepest.linalg.products import divide
 from steepest.linalg.shapes import require_matrix, require_square
 
 
@@ -33,13 +35,8 @@ def cholesky_qr(y: Tensor) -> Tensor:
     """
     require_matrix(y, "y")
     x = widen(y)
-    n, p = x.shape[-2:]
     lower = torch.linalg.cholesky_ex(x.mH @ x).L
-    # One tall triangular solve is slower than a small inverse and a product, unless the work is small or square.
-    if p <= 16 or x.ndim > 2 or n < 4 * p:
-        q = torch.linalg.solve_triangular(lower.mH, x, upper=True, left=False)
-    else:
-        q = x @ triangular_inverse(lower).mH
+    q = x @ triangular_inverse(lower).mH if inverse_divides(x) else divide(x, lower)
     return q.to(y.dtype)
 
 

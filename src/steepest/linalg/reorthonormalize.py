@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from steepest.linalg.products import add_product
 from steepest.linalg.shapes import require_matrix
 
 
@@ -15,5 +15,4 @@ def reorthonormalize(y: Tensor) -> Tensor:
     derivatives, where there is none (Higham 2008, Functions of Matrices, chapter 8).
     """
     require_matrix(y, "y")
-    identity = torch.eye(y.shape[-1], dtype=y.dtype, device=y.device)
-    return y + 0.5 * (y @ (identity - y.mH @ y))
+    return add_product(1.5 * y, y, y.mH @ y, -0.5)

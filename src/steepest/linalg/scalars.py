@@ -186,3 +186,9 @@ def _angle_taylor(x: Tensor, k: int, m: int) -> Tensor:
 
 
 ANGLE_OVER_SINE = Scalar(lambda x: _angle_taylor(x, 0, 0), _angle_slope, _angle_taylor, scale=torch.ones_like)
+
+
+def angle_over_sine(c: Tensor) -> Tensor:
+    """arccos(c) / sin(arccos(c)) for c in [0, 1], above one by rounding counted as one; without derivatives."""
+    c = c.clamp_max(1)
+    return torch.where(c == 1, 1, c.acos() / ((1 - c) * (1 + c)).sqrt())

@@ -25,8 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.linalg.autograd import Rule
+from steepest.linalg.autograd import Rule, plain
+from steepest.linalg.dispatch import products_exponentiate
+from steepest.linalg.eigen import eigh, eigvalsh
+from steepest.linalg.expm import taylor_exp
 from steepest.linalg.precision import widen
+from steepest.linalg.products import congruence, product
 from steepest.linalg.scalars import ANGLE_OVER_SINE, EXP, INV_SQRT, LOG, SQRT, Scalar, divided_differences, power
 from steepest.linalg.shapes import require_square
 
@@ -73,6 +77,37 @@ def sym_angle_over_sine(a: Tensor) -> Tensor:
     """arccos(a) / sin(arccos(a)) of the symmetric a `(*b, n, n)` with eigenvalues in [0, 1]: smooth at one, where an
     angle is zero; above one by rounding counts as one."""
     return sym_function(a, ANGLE_OVER_SINE)
+
+
+# Fused with what they are used for. -----------------------------------------------------------------------------------
+
+
+def exp_root(m: Tensor, a: Tensor) -> Tensor:
+    """An R with R R^H = M exp(A) M^H, for M and Hermitian A, `(*b, n, n)`: M exp(A / 2), or that times a unitary
+    matrix where nothing is to be derived from it, which one is a matter of the shape."""
+    if not plain(m, a):
+        return m @ sym_exp(a / 2)
+    if products_exponentiate(a):
+        return m @ taylor_exp(a / 2)
+    w, v = eigh(a)
+    return product(m, v) * (w / 2).exp().unsqueeze(-2)
+
+
+def log_congruence(m: Tensor, a: Tensor) -> Tensor:
+    """M log(A) M^H, for M and positive definite A, `(*b, n, n)`."""
+    if not plain(m, a):
+        return congruence(m, sym_log(a))
+    w, v = _eigen(a, LOG)
+    v = product(m, v)
+    return product(v * w.log().unsqueeze(-2), v.mH)
+
+
+def log_norm(a: Tensor) -> Tensor:
+    """Frobenius norm of log(A), `(*b,)`, for positive definite A `(*b, n, n)`; its derivative at A = I counts as
+    zero."""
+    if not plain(a):
+        return torch.linalg.vector_norm(sym_log(a), dim=(-2, -1))
+    return torch.linalg.vector_norm(_mended(eigvalsh(a), LOG).log(), dim=-1)
 
 
 # Derivatives along a direction. ---------------------------------------------------------------------------------------
@@ -125,16 +160,16 @@ def _spectral_derivative(a: Tensor, e: Tensor, f: Scalar) -> Tensor:
 
 def _eigen(s: Tensor, f: Scalar) -> tuple[Tensor, Tensor]:
     """Eigenvalues, ascending, and eigenvectors of s; they carry no derivative."""
-    w, v = torch.linalg.eigh(s.detach())
-    if f.positive:
-        rounding = w.shape[-1] * torch.finfo(w.dtype).eps * w.abs().amax(-1, keepdim=True)
-        w = torch.where((w <= 0) & (w >= -rounding), f.least * rounding, w)
-    return w, v
+    w, v = eigh(s.detach())
+    return (_mended(w, f) if f.positive else w), v
 
 
-def congruence(v: Tensor, core: Tensor) -> Tensor:
-    """V core V^H; with v.mH for v, a matrix in the eigenbasis V."""
-    return v @ core @ v.mH
+def _mended(w: Tensor, f: Scalar) -> Tensor:
+    """Ascending eigenvalues of a semidefinite matrix, with those that rounding alone made zero or negative."""
+    if w.is_cpu and w.numel() and plain(w) and w.min().item() > 0:
+        return w
+    rounding = w.shape[-1] * torch.finfo(w.dtype).eps * w.abs().amax(-1, keepdim=True)
+    return torch.where((w <= 0) & (w >= -rounding), f.least * rounding, w)
 
 
 class Multilinear(Rule):
@@ -154,6 +189,8 @@ class Multilinear(Rule):
         """What `Rule.call` gives, or None if an argument is None."""
         if any(x is None for x in args):
             return None
+        if plain(*args):
+            return cls.forward(*args)
         return (cls if torch.compiler.is_compiling() else cls.eager).apply(*args)  # Dynamo does not take super().call
 
     @staticmethod
@@ -214,7 +251,7 @@ class _Derivative(Multilinear):
 class _Value(_Derivative):
     @staticmethod
     def forward(f: Scalar, a: Tensor, w: Tensor, v: Tensor) -> Tensor:
-        return (v * f.value(w).unsqueeze(-2)) @ v.mH
+        return product(v * f.value(w).unsqueeze(-2), v.mH)
 
 
 class _First(_Derivative):

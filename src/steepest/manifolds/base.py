@@ -101,6 +101,11 @@ class Manifold(Spec, abc.ABC):
         """First-order state (momentum) from the frame f to the frame `to` after the point has moved."""
         return self._conform(to, h)
 
+    def _leave(self, f: Any) -> Any:
+        """What `_carry` takes in place of the frame f once the point has moved on, in tensors of its own: None where,
+        as by default, it needs nothing of it."""
+        return None
+
     def _horizontal(self, f: Any, h: Any) -> Any:
         """Coordinates without the part that does not change what the point stands for; h itself but where the frame is
         one of the total space of a quotient."""
@@ -180,20 +185,10 @@ class Manifold(Spec, abc.ABC):
         """Coordinates of first-order state at x -> coordinates at y."""
         return self._carry(self.frame(x), self.frame(y), h)
 
-    def retract(self, x: Any, v: Any) -> Any:
-        """A point y = x + v + O(|v|^2) of the manifold, for v tangent at x."""
-        f = self.frame(x)
-        return self._move(f, self._coords(f, v))
-
     def decay(self, x: Any, h: Any, rate: float) -> Any:
         """Weight decay: h plus `rate` times the coordinates of the tangent part of x itself, the direction in which the
         matrix grows as a whole; a step against them shrinks it by the factor 1 - lr * rate. h where x cannot shrink."""
         return self._decay(self.frame(x), h, rate)
-
-    def grad(self, x: Any, g: Any) -> Any:
-        """Riemannian gradient: the tangent vector of steepest ascent for the Euclidean gradient g."""
-        f = self.frame(x)
-        return self._push(f, self._pull(f, g))
 
     def inner(self, x: Any, u: Any, v: Any) -> Tensor:
         """Riemannian inner product of tangent vectors at x, shape `(*b,)`."""
@@ -221,6 +216,16 @@ class Manifold(Spec, abc.ABC):
         return self._push(f, tuple(noise) if len(self.blocks) > 1 else noise[0])
 
     # What every manifold can do, and some do by a formula of their own. -----------------------------------------------
+
+    def retract(self, x: Any, v: Any) -> Any:
+        """A point y = x + v + O(|v|^2) of the manifold, for v tangent at x."""
+        f = self.frame(x)
+        return self._move(f, self._coords(f, v))
+
+    def grad(self, x: Any, g: Any) -> Any:
+        """Riemannian gradient: the tangent vector of steepest ascent for the Euclidean gradient g."""
+        f = self.frame(x)
+        return self._push(f, self._pull(f, g))
 
     def exp(self, x: Any, v: Any) -> Any:
         """End of the geodesic that leaves x with velocity v, by integration (`geodesic.integrate`)."""

@@ -9,8 +9,12 @@ import torch
 from torch import Tensor
 
 from steepest.linalg import cholesky_qr, polar, sym_angle_over_sine, sym_inv_sqrt
+from steepest.linalg.autograd import plain
+from steepest.linalg.eigen import eigvalsh, svd, svdvals
 from steepest.linalg.entire import sym_versine_sinc
+from steepest.linalg.products import add_product
 from steepest.linalg.reorthonormalize import reorthonormalize
+from steepest.linalg.scalars import angle_over_sine
 from steepest.manifolds.base import Manifold
 from steepest.manifolds.stiefel import Stiefel
 
@@ -46,10 +50,10 @@ class Grassmann(Manifold):
             raise ValueError(f"retraction: unknown {self.retraction!r}, expected one of {', '.join(RETRACTIONS)}")
 
     def _push(self, x: Tensor, h: Tensor) -> Tensor:
-        return h - x @ (x.mH @ h)
+        return add_product(h, x, x.mH @ h, -1)
 
     def _pull(self, x: Tensor, g: Tensor) -> Tensor:
-        return g - x @ (x.mH @ g)
+        return add_product(g, x, x.mH @ g, -1)
 
     def _coords(self, x: Tensor, v: Tensor) -> Tensor:
         return v
@@ -58,11 +62,15 @@ class Grassmann(Manifold):
         return self._push(x, h)
 
     def _move(self, x: Tensor, h: Tensor) -> Tensor:
-        v = self._push(x, h)
+        return self.retract(x, self._push(x, h))
+
+    def retract(self, x: Tensor, v: Tensor) -> Tensor:
+        """By QR or polar factorisation of X + V, or along the geodesic, as `retraction` says; all mend X's own
+        rounding."""
         if self.retraction == "exp":
             return self.exp(x, v)
         y = x + v
-        return cholesky_qr(y) if self.retraction == "qr" else y @ sym_inv_sqrt(y.mH @ y)  # all mend x's own rounding
+        return cholesky_qr(y) if self.retraction == "qr" else y @ sym_inv_sqrt(y.mH @ y)
 
     def represent(self, x: Tensor) -> Tensor:
         """Orthogonal projector X X^H onto the span, `(*b, n, n)`."""
@@ -73,19 +81,35 @@ class Grassmann(Manifold):
         formula of Edelman et al. 1998, equation 2.65, without its singular value decomposition, and so with all
         derivatives, at V = 0 too."""
         versine, sinc = sym_versine_sinc(v.mH @ v)
-        return reorthonormalize(x + (v @ sinc - x @ versine))
+        return reorthonormalize(add_product(add_product(x, v, sinc), x, versine, -1))
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
         """A horizontal v of least norm whose `exp(x, v)` spans what y spans (Bendokat et al. 2020, section 5.2).
 
         Unique, and smooth, unless a principal angle is a right one; then one of the shortest is returned."""
+        if plain(x, y):
+            core = x.mH @ y
+            u, cosine, wh = svd(core)
+            turn = (wh.mH * angle_over_sine(cosine).unsqueeze(-2)) @ u.mH
+            return add_product(y, x, core, -1) @ turn
         aligned = y @ _alignment(y, x)
         cosine = x.mH @ aligned
         return (aligned - x @ cosine) @ sym_angle_over_sine(cosine)
 
     def dist(self, x: Tensor, y: Tensor) -> Tensor:
-        """Root of the summed squares of the principal angles, all of them accurate to a few eps."""
-        return torch.linalg.matrix_norm(self.log(x, y))
+        """Root of the summed squares of the principal angles, accurate to a few eps for angles of any size.
+
+        The cosines, singular values of X^H Y, tell large angles. For small ones there are the sines, whose squares are
+        eigenvalues of the Gram matrix of (I - X X^H) Y: they err by eps of the largest, and so does the sum."""
+        if not plain(x, y):
+            return torch.linalg.matrix_norm(self.log(x, y))
+        core = x.mH @ y
+        cosines = svdvals(core)
+        if cosines.is_cpu and cosines.numel() and cosines.max().item() < 0.7:
+            return torch.linalg.vector_norm(cosines.acos(), dim=-1)
+        z = add_product(y, x, core, -1)
+        sines = eigvalsh(z.mH @ z).clamp_min(0).sqrt()  # ascending, where cosines descend
+        return torch.linalg.vector_norm(torch.atan2(sines, cosines), dim=-1)
 
     def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """Parallel transport along the shortest geodesic, of v horizontal at the basis x to the basis y.
@@ -132,6 +156,10 @@ class Grassmann(Manifold):
 def _alignment(y: Tensor, x: Tensor) -> Tensor:
     """The unitary Q that brings the basis y Q of y's span nearest to x: the polar factor of y^H x, completed (without
     derivative) by any unitary map of what it leaves out, which is orthogonal to x."""
-    q = polar(y.mH @ x)
+    core = y.mH @ x
+    if plain(core):
+        u, _, vh = svd(core)
+        return u @ vh
+    q = polar(core)
     u, s, vh = torch.linalg.svd(q.detach())
     return q + (u * (s < 0.5).unsqueeze(-2)) @ vh

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from steepest.linalg import cholesky_qr, polar, skew, sym_inv_sqrt, triangular_inverse
+from steepest.linalg import cholesky_qr, expm, polar, skew, sym_inv_sqrt, triangular_inverse
+from steepest.linalg.products import add_product
 from steepest.linalg.reorthonormalize import reorthonormalize
 from steepest.manifolds.base import Manifold
 from steepest.manifolds.orthogonal import Orthogonal, Unitary, UnitaryGroup
@@ -77,28 +78,39 @@ class Stiefel(Manifold):
 
     def _push(self, x: Tensor, h: tuple[Tensor, Tensor]) -> Tensor:
         a, z = h
-        return z + x @ (self.scale * skew(a) - x.mH @ z)
+        return add_product(z, x, self.scale * skew(a) - x.mH @ z)
 
     def _pull(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         xg = x.mH @ g
-        return self.scale * skew(xg), g - x @ xg
+        return self.scale * skew(xg), add_product(g, x, xg, -1)
 
     def _coords(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         xv = x.mH @ v
-        return skew(xv) / self.scale, v - x @ xv
+        return skew(xv) / self.scale, add_product(v, x, xv, -1)
 
     def _conform(self, x: Tensor, h: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         a, z = h
-        return skew(a), z - x @ (x.mH @ z)
+        return skew(a), add_product(z, x, x.mH @ z, -1)
 
     def _move(self, x: Tensor, h: tuple[Tensor, Tensor]) -> Tensor:
-        if self.retraction == "exp":
-            return reorthonormalize(self.exp(x, self._push(x, h)))
         if self.retraction == "cayley":
             a, z = self._conform(x, h)
             return reorthonormalize(_cayley(x, self.scale * a, z))
-        y = x + self._push(x, h)
-        return cholesky_qr(y) if self.retraction == "qr" else y @ sym_inv_sqrt(y.mH @ y)  # all mend x's own rounding
+        return self.retract(x, self._push(x, h))
+
+    def retract(self, x: Tensor, v: Tensor) -> Tensor:
+        """A point y = x + v + O(|v|^2), for v tangent at x, as `retraction` says; all mend x's own rounding."""
+        if self.retraction == "exp":
+            return reorthonormalize(self.exp(x, v))
+        if self.retraction == "cayley":
+            return self._move(x, self._coords(x, v))
+        y = x + v
+        return cholesky_qr(y) if self.retraction == "qr" else y @ sym_inv_sqrt(y.mH @ y)
+
+    def grad(self, x: Tensor, g: Tensor) -> Tensor:
+        """G - X X^H G + c^2 X skew(X^H G), the frame's `push(pull(G))` with one product less."""
+        xg = x.mH @ g
+        return add_product(g, x, self.scale**2 * skew(xg) - xg)
 
     def exp(self, x: Tensor, v: Tensor) -> Tensor:
         """End of the geodesic that leaves x with velocity v.
@@ -116,11 +128,9 @@ class Stiefel(Manifold):
         eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
         lower = torch.cat([eye.expand_as(a), a], -1)
         generator = torch.cat([torch.cat([(2 * b - 1) * a, -corner], -1), lower], -2)
-        inner = torch.linalg.matrix_exp(generator)[..., : x.shape[-1]]
+        inner = expm(generator)[..., : x.shape[-1]]
         if self.metric not in ("canonical", 0):  # there the other factor is the identity
-            # expm(B) = expm(B + I) / e: below norm 0.05 (0.6 in float32) torch's polynomial for a single matrix has a
-            # wrong coefficient (pytorch #196592), and errs by 2e-10 (5e-5); the generator has at least the norm one.
-            inner = inner @ (torch.linalg.matrix_exp(torch.add(eye, a, alpha=1 - 2 * b)) / math.e)
+            inner = inner @ expm((1 - 2 * b) * a)
         return torch.cat([x, v], -1) @ inner
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:

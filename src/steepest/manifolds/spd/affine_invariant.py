@@ -8,7 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from steepest.linalg import double, sym, sym_exp, sym_log, sym_sqrt
+from steepest.linalg import double, sym, sym_sqrt
+from steepest.linalg.products import add_product, congruence, divide, product
+from steepest.linalg.symmetric import exp_root, log_congruence, log_norm
 from steepest.manifolds.spd.factors import cholesky, square, whiten
 from steepest.manifolds.spd.manifold import SPDMetric
 
@@ -43,15 +45,15 @@ class AffineInvariant(SPDMetric):
 
     def push(self, L: Tensor, h: Tensor) -> Tensor:
         """L S L^H."""
-        return L @ sym(h) @ L.mH
+        return congruence(L, sym(h))
 
     def pull(self, L: Tensor, g: Tensor) -> Tensor:
         """L^H sym(G) L."""
-        return L.mH @ sym(g) @ L
+        return congruence(L.mH, sym(g))
 
     def coords(self, L: Tensor, v: Tensor) -> Tensor:
         """L^-1 V L^-H."""
-        return whiten(L, v)
+        return sym(whiten(L, v))
 
     def decay(self, L: Tensor, h: Tensor, rate: float) -> Tensor:
         """X has the coordinates I."""
@@ -59,31 +61,39 @@ class AffineInvariant(SPDMetric):
 
     def step(self, L: Tensor, h: Tensor) -> Tensor:
         """L exp(S) L^H."""
-        return square(L @ sym_exp(h / 2))
+        return square(exp_root(L, h))
 
     def second_order(self, L: Tensor, h: Tensor) -> Tensor:
         """L (I + S + S^2 / 2) L^H."""
-        return 0.5 * (square(L) + square(L + L @ sym(h)))
+        return 0.5 * square(torch.cat([L, add_product(L, L, sym(h))], -1))
+
+    def grad(self, x: Tensor, g: Tensor) -> Tensor:
+        """X sym(G) X."""
+        return congruence(x, sym(g))
+
+    def second_order_step(self, x: Tensor, v: Tensor) -> Tensor:
+        """X + V + V X^-1 V / 2, the last term as the square of V L^-H."""
+        lifted = divide(v, self.frame(x))
+        return sym(add_product(x + v, lifted, lifted.mH, 0.5))
 
     def exp(self, x: Tensor, v: Tensor) -> Tensor:
         """L exp(L^-1 V L^-H) L^H."""
         L = self.frame(x)
-        return self.step(L, self.coords(L, v))
+        return self.step(L, whiten(L, v))
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
         """L log(L^-1 Y L^-H) L^H; unique."""
         L, w = _whitened(x, y)
-        return self.push(L, sym_log(w)).to(x.dtype)
+        return log_congruence(L, w).to(x.dtype)
 
     def dist(self, x: Tensor, y: Tensor) -> Tensor:
         """|log(L^-1 Y L^-H)|."""
-        return torch.linalg.vector_norm(sym_log(_whitened(x, y)[1]), dim=(-2, -1)).to(x.real.dtype)
+        return log_norm(_whitened(x, y)[1]).to(x.real.dtype)
 
     def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """Parallel transport along the geodesic: E V E^H with E = (Y X^-1)^(1/2)."""
+        """Parallel transport along the geodesic: E V E^H with E = (Y X^-1)^(1/2) = L (L^-1 Y L^-H)^(1/2) L^-1."""
         L, w = _whitened(x, y)
-        root = sym_sqrt(w)
-        return self.push(L, root @ self.coords(L, v.to(w.dtype)) @ root).to(x.dtype)
+        return congruence(product(L, sym_sqrt(w)), whiten(L, v.to(w.dtype))).to(x.dtype)
 
     def hessian(self, x: Tensor, g: Tensor, gv: Tensor, v: Tensor) -> Tensor:
         """X sym(gv) X + sym(V sym(g) X): the derivative W' of the gradient W = X sym(g) X along V, less sym(V X^-1 W),

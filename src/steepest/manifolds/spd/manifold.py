@@ -100,6 +100,18 @@ class SPDMetric(Spec, abc.ABC):
         lifted = torch.linalg.solve_triangular(L, self.push(f, h).to(L.dtype), upper=False).mH
         return (0.5 * (square(L) + square(L + lifted))).to(h.dtype)
 
+    # By other formulas where there are such that cost less. -----------------------------------------------------------
+
+    def grad(self, x: Tensor, g: Tensor) -> Tensor:
+        """Riemannian gradient, `push(pull(g))`."""
+        f = self.frame(x)
+        return self.push(f, self.pull(f, g))
+
+    def second_order_step(self, x: Tensor, v: Tensor) -> Tensor:
+        """`second_order` for a tangent vector v at x."""
+        f = self.frame(x)
+        return self.second_order(f, self.coords(f, v))
+
     # Geodesics, and what follows from them: by formula where overridden. ----------------------------------------------
 
     @property
@@ -222,6 +234,14 @@ class SPD(Manifold):
 
     def _decay(self, f: Any, h: Tensor, rate: float) -> Tensor:
         return self._m.decay(f, h, rate)
+
+    def retract(self, x: Tensor, v: Tensor) -> Tensor:
+        """A point y = x + v + O(|v|^2), for v tangent at x."""
+        return self._m.exp(x, v) if self.retraction == "exp" else self._m.second_order_step(x, v)
+
+    def grad(self, x: Tensor, g: Tensor) -> Tensor:
+        """Riemannian gradient: the tangent vector of steepest ascent for the Euclidean gradient g."""
+        return self._m.grad(x, g)
 
     def exp(self, x: Tensor, v: Tensor) -> Tensor:
         """End of the geodesic that leaves x with velocity v."""
