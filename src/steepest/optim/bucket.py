@@ -119,7 +119,7 @@ class Bucket:
     def settle(self) -> None:
         """Carry first-order state to where the points are now, so that nothing need be kept but the tensors' states."""
         if self.left is not None:
-            carry(self.manifold, *self.left, self.manifold.frame(self.gather()), self.storage, self.carried)
+            carry(self.manifold, self.left[0], self.manifold.frame(self.gather()), self.storage, self.carried)
             self.left = None
 
     def is_current(self) -> bool:
