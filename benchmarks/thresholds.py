@@ -18,8 +18,10 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from steepest import Muon
 from steepest.linalg import cholesky_qr, dispatch, eigen, entire, products, qr, small, threads, triangular_inverse
 from steepest.linalg.expm import taylor_exp
+from steepest.optim import bucket
 
 ROUNDS = 15
 SECONDS = 0.05  # of each round, about
@@ -72,6 +74,23 @@ def rows() -> Iterator[Row]:
         L = torch.linalg.cholesky(y.mT @ y)
         inverse = lambda y=y, L=L: y @ triangular_inverse(L).mT  # noqa: E731
         yield "INVERSE, TALLNESS", f"{n} x {p}", inverse, lambda y=y, L=L: products.divide(y, L)
+
+    for r in (2, 4, 8, 16, 32):
+        h, s = torch.randn(8, 2048, r), torch.randn(8, r, r)
+        yield "THIN", f"{r}", lambda h=h, s=s: h @ s, lambda h=h, s=s: (s.mT @ h.mT).mT
+    for m, n in ((16, 16), (64, 64), (256, 64), (256, 128), (256, 256)):
+        yield "BATCHED_UP_TO", f"{m} x {n}, Muon", _steps(m, n, 0), _steps(m, n, 2**20)
+
+
+def _steps(m: int, n: int, bound: int) -> Callable[[], None]:
+    """A step of 32 matrices, those in batches that have at most so many entries."""
+    params = [torch.nn.Parameter(torch.randn(m, n)) for _ in range(32)]
+    for p in params:
+        p.grad = torch.randn_like(p)
+    optimizer = Muon(params, lr=1e-4)
+    with patch.object(bucket, "BATCHED_UP_TO", bound):
+        optimizer.step()
+    return optimizer.step
 
 
 def _exp(x: Tensor) -> Tensor:

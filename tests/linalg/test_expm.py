@@ -105,7 +105,7 @@ def test_the_polynomial_of_degree_18_is_taylors():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.complex128])
-@pytest.mark.parametrize("size", [0, 1e-8, 0.1, 1.0, 1.1, 5.0, 40.0])
+@pytest.mark.parametrize("size", [0, 1e-8, 0.01, 0.1, 1.0, 1.1, 5.0, 40.0])  # of degree 8, 18, squared
 def test_products_exponentiate(size, dtype):
     """Of symmetric, skew and general matrices, small and large, to a few eps times the norm."""
     g = randn(3, 12, 12, dtype=torch.float64 if dtype == torch.float32 else dtype)

@@ -1,4 +1,4 @@
-"""From where on which algorithm is the faster one: every such bound of this layer, and what was measured for it.
+"""From where on which algorithm is the faster one: every such bound of the library, and what was measured for it.
 
 Measured on a 2-core AMD EPYC (Zen 3) with torch 2.13 and one thread; `python benchmarks/thresholds.py` measures around
 each bound anew. They decide between algorithms of equal accuracy, so that a wrong bound costs time alone.
@@ -61,3 +61,16 @@ def pays_in_threads(x: Tensor) -> bool:
     """Whether the factorisations of the batch x are faster in several threads."""
     n = x.shape[-1]
     return 2 <= n <= WIDEST_IN_THREADS and x.shape[:-2].numel() > 1 and x.numel() * n >= IN_THREADS
+
+
+THIN = 8
+"""Columns up to which a tall factor is multiplied from the side of its rows: with 4 that is 7 times faster, with 16 it
+makes no difference."""
+
+
+BATCHED_UP_TO = 2**15
+"""Entries of a point up to which several step as one batch: 16 x 16 gains 15 times, 256 x 64 twice, and at 256 x 256
+there is nothing to gain."""
+BATCH = 2**18
+"""Entries of such a batch, at most: what a step makes of it stays in a core's cache, and below the size from which an
+allocator gives memory back to the system after every use."""

@@ -26,23 +26,39 @@ def expm(a: Tensor) -> Tensor:
 
 
 def taylor_exp(a: Tensor) -> Tensor:
-    """Matrix exponential of a `(*b, n, n)` by products alone: the Taylor polynomial of degree 18 in five of them, of
-    a / 2^s, squared s times (Bader, Blanes and Casas 2019, Computing the matrix exponential with an optimized Taylor
-    polynomial approximation). s is chosen for the largest of the batch: nothing can be derived from the result."""
+    """Matrix exponential of a `(*b, n, n)` by products alone: Taylor polynomials of degree 8 in three of them, or 18 in
+    five, of a / 2^s, squared s times (Bader, Blanes and Casas 2019, Computing the matrix exponential with an optimized
+    Taylor polynomial approximation). s is chosen for the largest of the batch: nothing can be derived from the
+    result."""
     a2 = a @ a
     # the root of |A^2| is nearer to the spectral norm than |A|, but of a matrix far from normal may be any less
     size = max(largest_norm(a2) ** 0.5, largest_norm(a) / 4)
-    squarings = max(0, math.ceil(math.log2(size / REACH))) if size else 0
+    near, far = REACH[a.real.dtype]
+    identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device).expand_as(a)
+    if size <= near:
+        return _degree_8(identity, a, a2)
+    squarings = max(0, math.ceil(math.log2(size / far)))
     if squarings:
         a, a2 = a * 2.0**-squarings, a2 * 4.0**-squarings
-    a3 = a2 @ a
-    powers = torch.stack([torch.eye(a.shape[-1], dtype=a.dtype, device=a.device).expand_as(a), a, a2, a3, a3 @ a3])
-    b1, b2, b3, b4, b5 = (_degree_18(a.dtype, a.device) @ powers.flatten(1)).view_as(powers).unbind()
-    a9 = add_product(b4, b1, b5)
-    value = add_product(b2, b3 + a9, a9)
+    value = _degree_18(identity, a, a2)
     for _ in range(squarings):
         value = value @ value
     return value
+
+
+def _degree_8(identity: Tensor, a: Tensor, a2: Tensor) -> Tensor:
+    x1, x2, x3, x4, x5, x6, x7, y2 = DEGREE_8
+    a4 = a2 @ (x1 * a).add_(a2, alpha=x2)
+    last = (x5 * a).add_(a2, alpha=x6).add_(a4, alpha=x7).add_(identity, alpha=x4)
+    return add_product(torch.add(identity + a, a2, alpha=y2), torch.add(a4, a2, alpha=x3), last)
+
+
+def _degree_18(identity: Tensor, a: Tensor, a2: Tensor) -> Tensor:
+    a3 = a2 @ a
+    powers = torch.stack([identity, a, a2, a3, a3 @ a3])
+    b1, b2, b3, b4, b5 = (_coefficients(a.dtype, a.device) @ powers.flatten(1)).view_as(powers).unbind()
+    a9 = add_product(b4, b1, b5)
+    return add_product(b2, b3 + a9, a9)
 
 
 def largest_norm(a: Tensor) -> float:
@@ -53,12 +69,24 @@ def largest_norm(a: Tensor) -> float:
 
 
 @cache
-def _degree_18(dtype: torch.dtype, device: torch.device) -> Tensor:
+def _coefficients(dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor(DEGREE_18, dtype=dtype, device=device)
 
 
-REACH = 1.09
-"""Norm up to which the polynomial of degree 18 is the exponential to rounding in float64."""
+REACH = {torch.float64: (0.0499, 1.09), torch.float32: (0.58, 3.01)}
+"""Norms up to which the polynomials of degree 8 and 18 are the exponential to rounding."""
+_ROOT = math.sqrt(177)
+DEGREE_8 = (
+    (1 + _ROOT) / 132,
+    (1 + _ROOT) / 528,
+    2 / 3,
+    (29 * _ROOT - 271) / 210,
+    11 * (_ROOT - 1) / 840,
+    11 * (_ROOT - 9) / 3360,
+    (89 - _ROOT) / 2240,
+    (857 - 58 * _ROOT) / 630,
+)
+"""x1 to x7 and y2: A4 = A2 (x1 A + x2 A2), and I + A + y2 A2 + (x3 A2 + A4) (x4 I + x5 A + x6 A2 + x7 A4)."""
 DEGREE_18 = [
     [0, -0.100365581030144618, -0.00802924648241156932, -0.000892138498045729985, 0],
     [0, 0.397849749499645078, 1.36783778460411720, 0.498289622525382669, -0.000637898194594723280],

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from steepest.linalg.autograd import Rule
+from steepest.linalg.eigen import eigh, svd
 from steepest.linalg.lyapunov import lyapunov_by_eigenvectors
 from steepest.linalg.precision import double, is_double, widen
 from steepest.linalg.shapes import require_matrix
@@ -190,14 +191,14 @@ class _RightDivision(Rule):
 def _by_gram(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A (A^H A)^(-1/2) in float64, which holds the squares of all that float32 can tell apart."""
     x = double(a)
-    w, v = torch.linalg.eigh(x.mH @ x)
+    w, v = eigh(x.mH @ x)
     s = _numerical(w.clamp_min(0).sqrt(), a.dtype)
     u = x @ ((v * _pseudo_inverse(s).unsqueeze(-2)) @ v.mH)
     return u.to(a.dtype), s.to(a.real.dtype), v.to(a.dtype)
 
 
 def _by_svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    u, s, vt = torch.linalg.svd(a, full_matrices=False)
+    u, s, vt = svd(a)
     s = _numerical(s, a.dtype)
     return (u * (s > 0).unsqueeze(-2)) @ vt, s, vt.mH
 

@@ -10,14 +10,12 @@ from torch import Tensor
 
 from steepest.checks import check_range
 from steepest.linalg import double, triangular_inverse
+from steepest.linalg.dispatch import THIN
 from steepest.linalg.precision import is_double
 from steepest.manifolds.base import Manifold
 from steepest.manifolds.flow import flow
 
 Pair = tuple[Tensor, Tensor]
-
-THIN = 8
-"""Columns up to which a tall factor is multiplied from the side of its rows (benchmarks/thresholds.py)."""
 
 
 class FixedRankFrame(NamedTuple):

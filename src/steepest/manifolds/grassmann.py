@@ -99,17 +99,16 @@ class Grassmann(Manifold):
     def dist(self, x: Tensor, y: Tensor) -> Tensor:
         """Root of the summed squares of the principal angles, accurate to a few eps for angles of any size.
 
-        The cosines, singular values of X^H Y, tell large angles. For small ones there are the sines, whose squares are
-        eigenvalues of the Gram matrix of (I - X X^H) Y: they err by eps of the largest, and so does the sum."""
+        The squares of their sines are eigenvalues of the Gram matrix of (I - X X^H) Y: they err by eps of the largest,
+        and so does the sum. Where there are large angles, their cosines, singular values of X^H Y, tell those."""
         if not plain(x, y):
             return torch.linalg.matrix_norm(self.log(x, y))
         core = x.mH @ y
-        cosines = svdvals(core)
-        if cosines.is_cpu and cosines.numel() and cosines.max().item() < 0.7:
-            return torch.linalg.vector_norm(cosines.acos(), dim=-1)
         z = add_product(y, x, core, -1)
-        sines = eigvalsh(z.mH @ z).clamp_min(0).sqrt()  # ascending, where cosines descend
-        return torch.linalg.vector_norm(torch.atan2(sines, cosines), dim=-1)
+        squares = eigvalsh(z.mH @ z).clamp_min(0)
+        if squares.is_cpu and squares.numel() and squares.max().item() < 0.5:
+            return torch.linalg.vector_norm(squares.sqrt().asin(), dim=-1)
+        return torch.linalg.vector_norm(torch.atan2(squares.sqrt(), svdvals(core)), dim=-1)  # ascending, descending
 
     def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """Parallel transport along the shortest geodesic, of v horizontal at the basis x to the basis y.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steepest.linalg.dispatch import BATCH, BATCHED_UP_TO
 from steepest.linalg.precision import widen
 from steepest.manifolds.base import Manifold
 from steepest.manifolds.tensors import as_tuple
@@ -16,12 +17,6 @@ from steepest.optim.advance import carry
 from steepest.optim.axes import from_matrix, to_matrix
 from steepest.optim.point import Point
 from steepest.transforms.base import Blocks, Chain, Context, State
-
-BATCHED_UP_TO = 2**15
-"""Entries of a point up to which several may step as one batch (benchmarks/thresholds.py)."""
-BATCH = 2**18
-"""Entries of a batch, at most: what a step makes of it stays in a core's cache, and below the size from which an
-allocator gives memory back to the system after every use (benchmarks/thresholds.py)."""
 
 
 class Bucket:

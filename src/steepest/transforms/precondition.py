@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from steepest.checks import check_range
+from steepest.linalg.eigen import eigh
 from steepest.transforms.base import Context, State, Transform, as_matrix
 
 
@@ -64,7 +65,7 @@ class Precondition(Transform):
         shift = torch.where(mean > 0, self.eps * mean, 1)
         if not full:
             return (statistic + shift) ** -0.25
-        w, v = torch.linalg.eigh(statistic)
+        w, v = eigh(statistic)
         return (v * (w.clamp_min(0) + shift).pow(-0.25).unsqueeze(-2)) @ v.mH
 
     @classmethod
