@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -176,6 +177,7 @@ class Buckets:
             if not (bucket and self._is_current(bucket, state) and _same(bucket, members, step)):
                 for old in {id(b): b for p in members if (b := self._of.get(id(p.params[0])))}.values():
                     self._drop(old)
+                keep_freed_memory()
                 bucket = Bucket(members, kept, step)
                 bucket.collect()
                 self._of.update((id(point.params[0]), bucket) for point in members)
@@ -204,6 +206,17 @@ class Buckets:
         bucket.release()
         for point in bucket.points:
             del self._of[id(point.params[0])]
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Once: free a block of 31 MiB, untouched, for what it teaches the allocator.
+
+    glibc gives what is freed back to the system beyond twice the largest block that it has seen freed (at most 64 MiB).
+    Where no activations are that large, temporaries of a step then come as fresh pages every time, which takes up to
+    twice as long as the step itself. Other allocators do not mind.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8, device="cpu")
 
 
 def _stacked(values: Sequence[Tensor]) -> Tensor:
