@@ -12,7 +12,7 @@ from torch.func import jvp
 
 from steepest.linalg import expm, low_rank_expm1
 from steepest.linalg.entire import sym_versine_sinc
-from steepest.linalg.expm import DEGREE_18, taylor_exp
+from steepest.linalg.expm import DEGREE_8, DEGREE_12, DEGREE_18, taylor_exp
 
 DTYPES = [torch.float64, torch.complex128]
 
@@ -83,25 +83,43 @@ def test_expm_of_a_single_matrix_is_exact_at_every_size(size, dtype):
     assert error < 20 * torch.finfo(dtype).eps  # one scaling and a dozen products
 
 
-def test_the_polynomial_of_degree_18_is_taylors():
+def times(a, b):
+    """Polynomials as lists of coefficients."""
+    out = [Fraction(0)] * (len(a) + len(b) - 1)
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            out[i + j] += x * y
+    return out
+
+
+def plus(a, b):
+    return [x + y for x, y in zip_longest(a, b, fillvalue=Fraction(0))]
+
+
+def is_taylors(value, degree):
     """Exactly, in rational arithmetic with the coefficients as printed, but for their rounding."""
+    for k, c in enumerate(value):
+        expected = Fraction(1, math.factorial(k)) if k <= degree else 0
+        assert abs(c - expected) < 2e-15 / math.factorial(min(k, degree))
 
-    def times(a, b):
-        out = [Fraction(0)] * (len(a) + len(b) - 1)
-        for i, x in enumerate(a):
-            for j, y in enumerate(b):
-                out[i + j] += x * y
-        return out
 
-    def plus(a, b):
-        return [x + y for x, y in zip_longest(a, b, fillvalue=Fraction(0))]
-
+def test_the_polynomial_of_degree_18_is_taylors():
     b1, b2, b3, b4, b5 = ([*map(Fraction, c[:4]), 0, 0, Fraction(c[4])] for c in DEGREE_18)
     a9 = plus(times(b1, b5), b4)
-    value = plus(b2, times(plus(b3, a9), a9))
-    for k, c in enumerate(value):
-        expected = Fraction(1, math.factorial(k)) if k <= 18 else 0
-        assert abs(c - expected) < 2e-15 / math.factorial(min(k, 18))
+    is_taylors(plus(b2, times(plus(b3, a9), a9)), 18)
+
+
+def test_the_polynomial_of_degree_12_is_taylors():
+    b1, b2, b3, b4 = ([*map(Fraction, c)] for c in DEGREE_12)
+    a6 = plus(b3, times(b4, b4))
+    is_taylors(plus(b1, times(plus(b2, a6), a6)), 12)
+
+
+def test_the_polynomial_of_degree_8_is_taylors():
+    x1, x2, x3, x4, x5, x6, x7, y2 = map(Fraction, DEGREE_8)
+    a4 = [0, 0, 0, x1, x2]
+    value = times(plus([0, 0, x3], a4), plus([x4, x5, x6], times([x7], a4)))
+    is_taylors(plus([1, 1, y2], value), 8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.complex128])

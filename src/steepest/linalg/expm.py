@@ -26,17 +26,19 @@ def expm(a: Tensor) -> Tensor:
 
 
 def taylor_exp(a: Tensor) -> Tensor:
-    """Matrix exponential of a `(*b, n, n)` by products alone: Taylor polynomials of degree 8 in three of them, or 18 in
-    five, of a / 2^s, squared s times (Bader, Blanes and Casas 2019, Computing the matrix exponential with an optimized
-    Taylor polynomial approximation). s is chosen for the largest of the batch: nothing can be derived from the
-    result."""
+    """Matrix exponential of a `(*b, n, n)` by products alone: Taylor polynomials of degree 8 in three of them, 12 in
+    four or 18 in five, of a / 2^s, squared s times (Bader, Blanes and Casas 2019, Computing the matrix exponential with
+    an optimized Taylor polynomial approximation). s is chosen for the largest of the batch: nothing can be derived from
+    the result."""
     a2 = a @ a
     # the root of |A^2| is nearer to the spectral norm than |A|, but of a matrix far from normal may be any less
     size = max(largest_norm(a2) ** 0.5, largest_norm(a) / 4)
-    near, far = REACH[a.real.dtype]
+    near, middle, far = REACH[a.real.dtype]
     identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device).expand_as(a)
     if size <= near:
         return _degree_8(identity, a, a2)
+    if size <= middle:
+        return _degree_12(identity, a, a2)
     squarings = max(0, math.ceil(math.log2(size / far)))
     if squarings:
         a, a2 = a * 2.0**-squarings, a2 * 4.0**-squarings
@@ -53,12 +55,22 @@ def _degree_8(identity: Tensor, a: Tensor, a2: Tensor) -> Tensor:
     return add_product(torch.add(identity + a, a2, alpha=y2), torch.add(a4, a2, alpha=x3), last)
 
 
+def _degree_12(identity: Tensor, a: Tensor, a2: Tensor) -> Tensor:
+    b1, b2, b3, b4 = _polynomials(12, [identity, a, a2, a2 @ a])
+    a6 = add_product(b3, b4, b4)
+    return add_product(b1, b2 + a6, a6)
+
+
 def _degree_18(identity: Tensor, a: Tensor, a2: Tensor) -> Tensor:
     a3 = a2 @ a
-    powers = torch.stack([identity, a, a2, a3, a3 @ a3])
-    b1, b2, b3, b4, b5 = (_coefficients(a.dtype, a.device) @ powers.flatten(1)).view_as(powers).unbind()
+    b1, b2, b3, b4, b5 = _polynomials(18, [identity, a, a2, a3, a3 @ a3])
     a9 = add_product(b4, b1, b5)
     return add_product(b2, b3 + a9, a9)
+
+
+def _polynomials(degree: int, powers: list[Tensor]) -> tuple[Tensor, ...]:
+    stacked = torch.stack(powers)
+    return (_coefficients(degree, stacked.dtype, stacked.device) @ stacked.flatten(1)).view_as(stacked).unbind()
 
 
 def largest_norm(a: Tensor) -> float:
@@ -69,12 +81,12 @@ def largest_norm(a: Tensor) -> float:
 
 
 @cache
-def _coefficients(dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.tensor(DEGREE_18, dtype=dtype, device=device)
+def _coefficients(degree: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor({12: DEGREE_12, 18: DEGREE_18}[degree], dtype=dtype, device=device)
 
 
-REACH = {torch.float64: (0.0499, 1.09), torch.float32: (0.58, 3.01)}
-"""Norms up to which the polynomials of degree 8 and 18 are the exponential to rounding."""
+REACH = {torch.float64: (0.0499, 0.299, 1.09), torch.float32: (0.58, 1.46, 3.01)}
+"""Norms up to which the polynomials of degree 8, 12 and 18 are the exponential to rounding."""
 _ROOT = math.sqrt(177)
 DEGREE_8 = (
     (1 + _ROOT) / 132,
@@ -87,6 +99,13 @@ DEGREE_8 = (
     (857 - 58 * _ROOT) / 630,
 )
 """x1 to x7 and y2: A4 = A2 (x1 A + x2 A2), and I + A + y2 A2 + (x3 A2 + A4) (x4 I + x5 A + x6 A2 + x7 A4)."""
+DEGREE_12 = [
+    [9.0198e-16, 0.46932117595418237389, -0.20099424927047284052, -0.04623946134063071740],
+    [5.31597895759871264183, 1.19926790417132231573, 0.01179296240992997031, 0.01108844528519167989],
+    [0.18188869982170434744, 0.05502798439925399070, 0.09351590770535414968, 0.00610700528898058230],
+    [-2.0861320e-13, -0.13181061013830184015, -0.02027855540589259079, -0.00675951846863086359],
+]
+"""Coefficients of I, A, A^2 and A^3 in four polynomials, of which it is made."""
 DEGREE_18 = [
     [0, -0.100365581030144618, -0.00802924648241156932, -0.000892138498045729985, 0],
     [0, 0.397849749499645078, 1.36783778460411720, 0.498289622525382669, -0.000637898194594723280],
