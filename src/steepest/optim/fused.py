@@ -38,7 +38,7 @@ def fused_step(chain: Chain, points: list[Point], state: Any, group: dict[str, A
                 kept.update({**fresh, "step": torch.zeros(()), **kept})
         steps = [kept["step"] for kept in states]
         torch._foreach_add_(steps, 1)
-        steps = steps if layout[0].type == "cpu" else [s.to(layout[0]) for s in steps]
+        steps = steps if layout[0].type == "cpu" else list(torch.stack(steps).to(layout[0], non_blocking=True).unbind())
         columns = [[kept[key] for kept in states] for key in init]
         kernel(params, [p.grad for p in params], columns, steps, lr=group["lr"], maximize=group["maximize"])
     return [p for p, fit in zip(points, fits, strict=True) if not fit]
