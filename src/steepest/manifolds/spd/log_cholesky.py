@@ -64,7 +64,7 @@ class LogCholesky(FlatMetric):
     def coords(self, c: Tensor, v: Tensor) -> Tensor:
         """dL = L phi(L^-1 V L^-H), phi the lower triangle with half of the diagonal."""
         L = self.cholesky(c)
-        w = whiten(L, v)
+        w = sym(whiten(L, v))
         dL = L @ (torch.tril(w) - 0.5 * torch.diag_embed(_diagonal(w)))
         return _hermitian(dL, 0.5 * _diagonal(w))
 
