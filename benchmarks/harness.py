@@ -262,6 +262,26 @@ def arguments(description: str) -> argparse.Namespace:
     return options
 
 
+def measure(
+    part: str,
+    options: argparse.Namespace,
+    effort: Effort,
+    cells: Sequence[Any],
+    libraries: Mapping[str, Library],
+    judge: Callable[[Any, Any], dict[str, Any]],
+    distributions: Sequence[str],
+) -> None:
+    """`compare` for each number of threads; results are kept cell by cell."""
+    data = load(options.output)
+    data |= {"machine": machine(), "versions": data.get("versions", {}) | versions("steepest", *distributions)}
+    data.setdefault("rounds", {})[part] = effort.rounds
+    for threads in options.threads:
+        section = data.setdefault(part, {}).setdefault(str(threads), {})
+        for cell, found in compare(cells, libraries, threads, judge, effort):
+            section[str(cell)] = found
+            save(options.output, data)
+
+
 def load(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 

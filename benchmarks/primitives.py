@@ -10,7 +10,7 @@ thread (CPU time) and on two (wall time). Every result is compared with a float6
 from __future__ import annotations
 
 import speed_page
-from harness import Effort, arguments, compare, load, machine, save, versions
+from harness import Effort, arguments, measure
 from peers import DISTRIBUTIONS, LIBRARIES
 from problems import cells, judge
 
@@ -18,15 +18,8 @@ from problems import cells, judge
 def main() -> None:
     options = arguments(__doc__ or "")
     effort = Effort(rounds=3, seconds=0.01, limit=5) if options.quick else Effort()
-    data = load(options.output)
-    data |= {"machine": machine(), "versions": data.get("versions", {}) | versions("steepest", *DISTRIBUTIONS)}
-    data.setdefault("rounds", {})["primitives"] = effort.rounds
     chosen = [cell for cell in cells() if options.only in str(cell)]
-    for threads in options.threads:
-        section = data.setdefault("primitives", {}).setdefault(str(threads), {})
-        for cell, found in compare(chosen, LIBRARIES, threads, judge, effort):
-            section[str(cell)] = found
-            save(options.output, data)
+    measure("primitives", options, effort, chosen, LIBRARIES, judge, DISTRIBUTIONS)
     speed_page.write(options.output)
 
 

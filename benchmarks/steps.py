@@ -19,7 +19,7 @@ from unittest import mock
 
 import speed_page
 import torch
-from harness import Effort, Library, Offers, Trial, arguments, compare, load, machine, save, versions
+from harness import Effort, Library, Offers, Trial, arguments, measure
 from parameters import MODELS, Pair, Parameters, parameters
 from peers import alone
 from torch import Tensor
@@ -354,15 +354,8 @@ def judge(cell: Cell, evidence: dict[str, float]) -> dict[str, Any]:
 def main() -> None:
     options = arguments(__doc__ or "")
     effort = Effort(3, 0.01, 30, PATIENCE) if options.quick else Effort(limit=120, patience=PATIENCE)
-    data = load(options.output)
-    data |= {"machine": machine(), "versions": data.get("versions", {}) | versions("steepest", *DISTRIBUTIONS)}
-    data.setdefault("rounds", {})["steps"] = effort.rounds
     chosen = [c for c in cells() if options.only in str(c) and (not options.quick or c.model in QUICK)]
-    for threads in options.threads:
-        section = data.setdefault("steps", {}).setdefault(str(threads), {})
-        for cell, found in compare(chosen, LIBRARIES, threads, judge, effort):
-            section[str(cell)] = found
-            save(options.output, data)
+    measure("steps", options, effort, chosen, LIBRARIES, judge, DISTRIBUTIONS)
     speed_page.write(options.output)
 
 

@@ -1,4 +1,4 @@
-"""Exponentials of matrices of low rank."""
+"""Exponentials of matrices, and of those of low rank."""
 
 from __future__ import annotations
 

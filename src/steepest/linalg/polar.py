@@ -13,6 +13,7 @@ from steepest.linalg.autograd import Rule
 from steepest.linalg.eigen import eigh, svd
 from steepest.linalg.lyapunov import lyapunov_by_eigenvectors
 from steepest.linalg.precision import double, is_double, widen
+from steepest.linalg.products import add_product
 from steepest.linalg.shapes import require_matrix
 from steepest.linalg.symmetric import sym
 
@@ -230,8 +231,8 @@ def _in_full(x: Tensor, triples: list[Triple]) -> Tensor:
     x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for a, b, c in triples:
         gram = x @ x.mH
-        update = _add_product(gram, gram, gram, beta=b, alpha=c)
-        x = _add_product(x, update, x, beta=a)
+        update = add_product(gram, gram, gram, beta=b, alpha=c)
+        x = add_product(x, update, x, beta=a)
     return x
 
 
@@ -268,7 +269,7 @@ def _in_gram_space(x: Tensor, triples: list[Triple]) -> Tensor:
     y = torch.add(y / trace, identity, alpha=4 * torch.finfo(y.dtype).eps)
 
     def quintic(gram: Tensor, a: float, b: float, c: float) -> Tensor:
-        return torch.add(_add_product(gram, gram, gram, beta=b, alpha=c), identity, alpha=a)
+        return torch.add(add_product(gram, gram, gram, beta=b, alpha=c), identity, alpha=a)
 
     z = step = quintic(y, *triples[0])
     for triple in triples[1:]:
@@ -276,16 +277,6 @@ def _in_gram_space(x: Tensor, triples: list[Triple]) -> Tensor:
         step = quintic(product(z, y), *triple)
         z = product(step, z)
     return product(z * trace.rsqrt(), flat).view(x.shape)
-
-
-def _add_product(c: Tensor, a: Tensor, b: Tensor, *, beta: float, alpha: float = 1) -> Tensor:
-    """beta c + alpha a b."""
-    if c.ndim == 2:
-        return torch.addmm(c, a, b, beta=beta, alpha=alpha)
-    if c.ndim == 3:
-        return torch.baddbmm(c, a, b, beta=beta, alpha=alpha)
-    flat = torch.baddbmm(c.flatten(0, -3), a.flatten(0, -3), b.flatten(0, -3), beta=beta, alpha=alpha)
-    return flat.view(c.shape)
 
 
 # Both. ----------------------------------------------------------------------------------------------------------------

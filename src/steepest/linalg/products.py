@@ -22,13 +22,15 @@ def congruence(v: Tensor, core: Tensor) -> Tensor:
     return product(product(v, core), v.mH)
 
 
-def add_product(c: Tensor, a: Tensor, b: Tensor, alpha: float = 1) -> Tensor:
-    """C + alpha A B, of `(*b, n, m)`, `(*b, n, k)` and `(*b, k, m)`."""
+def add_product(c: Tensor, a: Tensor, b: Tensor, alpha: float = 1, *, beta: float = 1) -> Tensor:
+    """beta C + alpha A B, of `(*b, n, m)`, `(*b, n, k)` and `(*b, k, m)`."""
     if a.ndim == b.ndim == c.ndim == 2 and a.dtype == c.dtype:
-        return torch.addmm(c, a, b, alpha=alpha)
+        return torch.addmm(c, a, b, beta=beta, alpha=alpha)
     if not a.shape[:-2] == b.shape[:-2] == c.shape[:-2] or a.dtype != c.dtype or is_small_batch(a):
-        return torch.add(c, product(a, b), alpha=alpha)
-    flat = torch.baddbmm(c.flatten(0, -3), a.flatten(0, -3), b.flatten(0, -3), alpha=alpha)
+        return torch.add(c if beta == 1 else beta * c, product(a, b), alpha=alpha)
+    if a.ndim == 3:
+        return torch.baddbmm(c, a, b, beta=beta, alpha=alpha)
+    flat = torch.baddbmm(c.flatten(0, -3), a.flatten(0, -3), b.flatten(0, -3), beta=beta, alpha=alpha)
     return flat.view(c.shape)
 
 

@@ -31,7 +31,8 @@ def advance(
         step: number of this step, from 1, a number or a tensor.
 
     Returns:
-        The points' new places, on plain tensors -lr times the step instead; and `left` for the next step.
+        The points' new places, on plain tensors the direction against which they go instead; and `left` for the next
+        step.
     """
     frame = manifold.frame(x)
     if left is not None:
