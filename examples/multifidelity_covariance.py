@@ -72,44 +72,41 @@ def experiment(
     def randn(*shape: int) -> Tensor:
         return torch.randn(problems, *shape, dtype=torch.float64, generator=generator)
 
-    spd = SPD("log-euclidean")
-
     # The truth: eigenvalues over two decades. The cheap model is biased: it distorts the vectors by B.
     eigenvalues = torch.logspace(-1, 1, n, dtype=torch.float64)
     root = torch.linalg.qr(randn(n, n))[0] * eigenvalues.sqrt()
-    truth = root @ root.mT
     distortion = torch.eye(n, dtype=torch.float64) + 0.1 * randn(n, n)
-
-    def high(z: Tensor) -> Tensor:
-        return z @ root.mT
-
-    def low(z: Tensor) -> Tensor:
-        return (z + noise * randn(*z.shape[1:])) @ root.mT @ distortion
-
     # The same money spent on expensive samples alone buys a few more of them.
-    single = covariance(high(randn(expensive + round(ratio * cheap), n)))
-
+    single = covariance(randn(expensive + round(ratio * cheap), n) @ root.mT)
     z = randn(cheap, n)
-    few = z[:, :expensive]
-    cheap_samples = low(z)
-    c_high, c_few, c_many = covariance(high(few)), covariance(cheap_samples[:, :expensive]), covariance(cheap_samples)
+    cheap_samples = (z + noise * randn(cheap, n)) @ root.mT @ distortion
+    few, many = covariance(cheap_samples[:, :expensive]), covariance(cheap_samples)
+    combined = multifidelity(covariance(z[:, :expensive] @ root.mT), few, many, weight)
+    return judged(root @ root.mT, {"expensive only": single, **combined})
 
-    euclidean = c_high + weight * (c_many - c_few)
 
+def multifidelity(high: Tensor, few: Tensor, many: Tensor, weight: float) -> dict[str, Tensor]:
+    """Both estimates, from the covariances of the expensive samples, of their cheap copies and of all cheap samples."""
+    spd = SPD("log-euclidean")
     # Logarithms at the identity are matrix logarithms, and the metric is flat, so tangent vectors there simply add.
-    identity = torch.eye(n, dtype=torch.float64).expand(problems, n, n)
-    correction = spd.log(identity, c_many) - spd.log(identity, c_few)
-    log_euclidean = spd.exp(identity, spd.log(identity, c_high) + weight * correction)
+    identity = torch.eye(high.shape[-1], dtype=high.dtype).expand_as(high)
+    correction = spd.log(identity, many) - spd.log(identity, few)
+    log_euclidean = spd.exp(identity, spd.log(identity, high) + weight * correction)
+    return {"log-Euclidean": log_euclidean, "Euclidean": high + weight * (many - few)}
+
+
+def judged(truth: Tensor, estimates: dict[str, Tensor]) -> Study:
+    """Mean errors of the estimates."""
 
     def frobenius(estimate: Tensor) -> float:
         return (torch.linalg.matrix_norm(estimate - truth) / torch.linalg.matrix_norm(truth)).mean().item()
 
-    estimates = {"expensive only": single, "log-Euclidean": log_euclidean}
+    definite = {name: e for name, e in estimates.items() if name != "Euclidean"}
     return Study(
-        log_error={name: spd.dist(truth, estimate).mean().item() for name, estimate in estimates.items()},
-        frobenius_error={name: frobenius(e) for name, e in {**estimates, "Euclidean": euclidean}.items()},
-        indefinite=int((torch.linalg.eigvalsh(euclidean)[:, 0] <= 0).sum()),
-        problems=problems,
+        log_error={name: SPD("log-euclidean").dist(truth, e).mean().item() for name, e in definite.items()},
+        frobenius_error={name: frobenius(e) for name, e in estimates.items()},
+        indefinite=int((torch.linalg.eigvalsh(estimates["Euclidean"])[:, 0] <= 0).sum()),
+        problems=len(truth),
     )
 
 
