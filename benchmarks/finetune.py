@@ -20,8 +20,8 @@ from pathlib import Path
 from steepest.finetune import data
 from steepest.finetune.job import Job
 from steepest.finetune.settings import Settings
-from steepest.finetune.signals import Stop
 from steepest.finetune.train import chosen_optimizer, train
+from steepest.runs.signals import Stop
 
 METHODS = {
     "AdamW, factors": ("adamw", "euclidean"),

@@ -23,7 +23,7 @@ def _cases():
             seen.add((type(m), getattr(m, "metric", None)))
 
 
-@pytest.mark.parametrize(("manifold", "shape", "dtype", "check"), _cases())
+@pytest.mark.parametrize(("manifold", "shape", "dtype", "check"), list(_cases()))
 def test_manifold(manifold, shape, dtype, check):
     check(Case(manifold, shape, dtype=dtype))
 
@@ -40,7 +40,8 @@ def test_transform(transform, check):
     check(transform)
 
 
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["kinds", "every manifold"])
 @pytest.mark.parametrize("check", testing.OPTIMIZER_CHECKS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("name", testing.optimizers())
-def test_optimizer(name, check):
-    check(testing.optimizers()[name])
+def test_optimizer(name, check, every):
+    check(testing.optimizers()[name], testing.places(every))

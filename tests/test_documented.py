@@ -13,7 +13,7 @@ from steepest import linalg, manifolds, norms, optim, testing, transforms
 
 PUBLIC = [getattr(m, n) for m in (steepest, manifolds, norms, optim) for n in m.__all__]
 CLASSES = sorted({c for c in PUBLIC if inspect.isclass(c)}, key=lambda c: c.__name__)
-ABSTRACT = {"Manifold", "Norm", "Optimizer", "MatrixOptimizer", "Constraint"}
+ABSTRACT = {"Manifold", "Norm", "Optimizer", "RoleOptimizer", "MatrixOptimizer", "Constraint", "Shared", "MatrixShared"}
 MODULES = [
     name
     for package in (linalg, manifolds, norms, transforms, optim, testing)

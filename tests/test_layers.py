@@ -14,7 +14,8 @@ LAYERS = [
     {"manifolds", "norms"},
     {"transforms"},
     {"optim"},
-    {"testing", "finetune"},
+    {"testing", "runs"},
+    {"finetune", "compare"},
     {"cli"},
 ]
 """From the bottom up; a module imports its own folder and layers below its own."""

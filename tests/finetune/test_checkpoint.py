@@ -9,7 +9,7 @@ import torch
 
 from steepest.finetune import checkpoint
 from steepest.finetune.checkpoint import Checkpoint
-from steepest.finetune.errors import UserError
+from steepest.runs.errors import UserError
 
 
 class Killed(BaseException):

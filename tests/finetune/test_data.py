@@ -3,7 +3,7 @@
 import pytest
 
 from steepest.finetune import data
-from steepest.finetune.errors import UserError
+from steepest.runs.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from steepest.finetune import encoder
-from steepest.finetune.errors import UserError
+from steepest.runs.errors import UserError
 
 CPU = torch.device("cpu")
 

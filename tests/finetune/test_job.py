@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from steepest.finetune import checkpoint, data, encoder, train
-from steepest.finetune.errors import UserError
 from steepest.finetune.job import Job, finetune
-from steepest.finetune.settings import Settings, known_optimizers
-from steepest.finetune.signals import Interrupted, Stop
+from steepest.finetune.settings import Settings
+from steepest.runs.errors import UserError
+from steepest.runs.optimizers import known_optimizers
+from steepest.runs.signals import Interrupted, Stop
 
 
 def silent(_: str) -> None:

@@ -6,6 +6,7 @@ from torch import nn
 
 from steepest.finetune import measure
 from steepest.finetune.scores import Scores
+from steepest.runs.optimizers import state_bytes
 
 
 def pair(m: int = 9, n: int = 7, r: int = 3) -> measure.Pair:
@@ -41,10 +42,10 @@ def test_no_change_has_no_stable_rank():
 def test_state_bytes():
     layer = nn.Linear(4, 4, bias=False)
     optimizer = torch.optim.AdamW(layer.parameters())
-    assert measure.state_bytes(optimizer) == 0
+    assert state_bytes(optimizer) == 0
     layer(torch.ones(1, 4)).sum().backward()
     optimizer.step()
-    assert measure.state_bytes(optimizer) == 2 * 16 * 4 + 4  # two moments and a step counter
+    assert state_bytes(optimizer) == 2 * 16 * 4 + 4  # two moments and a step counter
 
 
 def test_bootstrap_interval_matches_the_standard_error():

@@ -247,8 +247,9 @@ def composed(schedule, steps, s):
 
 
 @pytest.mark.parametrize(("schedule", "steps", "smallest", "low", "high"), [
-    # The ranges that the schedules' authors give, and arithmetic confirms.
-    ("polar_express", 5, 2e-3, 0.85, 1.15),
+    # The ranges that the schedules' authors give, or `orthogonalize` states, and arithmetic confirms.
+    ("polar_express", 4, 4e-3, 0.84, 1.16),
+    ("polar_express", 5, 4e-3, 0.994, 1.006),
     ("polar_express", 8, 1e-3, 0.999, 1.001),
     ("polar_express", 12, 1e-4, 0.999, 1.001),
     ("keller_jordan", 5, 1e-2, 0.67, 1.14),
@@ -273,14 +274,14 @@ def best_quintic(low, high):
 
 
 def test_polar_express_is_minimax():
-    low, high, safety = 1e-3, 1.0, 1.01
-    for a, b, c in SCHEDULES["polar_express"][:6]:
+    low, high, safety = 4e-3, 1.0, 1.01
+    for a, b, c in SCHEDULES["polar_express"][:5]:
         # The authors keep the first polynomials from being too steep: the interval starts at 0.024 of its end.
         best = torch.tensor(best_quintic(max(low, 0.02407327424182761 * high), high)).double()
         ends = [best @ torch.tensor([x, x**3, x**5]).double() for x in (low, high)]
         best = best * 2 / sum(ends)
         published = torch.tensor([a * safety, b * safety**3, c * safety**5]).double()
-        torch.testing.assert_close(published, best, rtol=1e-5, atol=0)  # the listing's own iteration stops early
+        torch.testing.assert_close(published, best, rtol=1e-5, atol=0)
         low = (best @ torch.tensor([low, low**3, low**5]).double()).item()
         high = 2 - low
 
@@ -301,7 +302,8 @@ def test_gram_space_is_the_same_polynomial(schedule, shape):
         # The damping, 2 eps / s, amplified by the slope of the polynomials.
         torch.testing.assert_close(got, full, atol=1e-3, rtol=0)
         s, gain = gains(a, got)
-        expected = composed(schedule, steps, s / torch.linalg.vector_norm(s, dim=-1, keepdim=True))
+        order = 4 if schedule == "polar_express" else 2
+        expected = composed(schedule, steps, s / torch.linalg.vector_norm(s, order, dim=-1, keepdim=True))
         torch.testing.assert_close(gain, expected, atol=2e-3, rtol=0)
 
 
@@ -311,7 +313,7 @@ def test_gram_space_holds_at_every_condition(condition):
     s, gain = gains(a, orthogonalize(a))
     assert gain.max() < 1.15
     assert gain.min() > -1e-3
-    assert gain[s > 4e-3 * s.square().sum().sqrt()].min() > 0.85
+    assert gain[s > 5e-3 * s.pow(4).sum().pow(0.25)].min() > 0.85
 
 
 @pytest.mark.parametrize("shape", [(300, 150), (300, 60), (80, 80), (60, 300)])

@@ -18,14 +18,14 @@ from torch import nn
 from steepest import Adam, Composed, Euclidean, Manifold, Muon, Product, Shampoo, constrain, param_groups, testing
 from steepest.manifolds.base import as_tuple, like
 from steepest.norms import Spectral
-from steepest.optim import OPTIMIZERS
+from steepest.optim import OPTIMIZERS, RoleOptimizer
 from steepest.spec import tensor_field
 from steepest.testing import optimizer as suite
 from steepest.transforms import Momentum
 from steepest.transforms.base import as_matrix
 
 ALL = {name: family for name, family in OPTIMIZERS.items() if name != "composed" and "steepest" in family.__module__}
-ENTRYWISE = [name for name in ALL if name not in ("muon", "shampoo")]
+ENTRYWISE = [name for name, family in ALL.items() if not issubclass(family, RoleOptimizer)]
 
 
 @pytest.fixture(autouse=True)
@@ -141,11 +141,10 @@ def descend(optimizer, params, steps=5):
 def test_the_suite(name, check, monkeypatch):
     """With Adam, Muon and Shampoo, each of which treats shapes in its own way."""
     manifold, shape = place(name)
-    monkeypatch.setattr(suite, "_places", lambda: [(manifold, shape, torch.float64)])
     plain_groups = suite.Problem.groups
     monkeypatch.setattr(suite.Problem, "groups", lambda self: [{**plain_groups(self)[0], "geometry": self.manifold}])
     for family in (Adam, Muon, Shampoo):
-        check(family)
+        check(family, [(manifold, shape, torch.float64)])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
@@ -183,7 +182,7 @@ def test_constrained_tensors_that_are_no_matrices(name):
     for optimizer in (ALL[name](param_groups(layer), lr=0.1), ALL[name](layer.parameters(), lr=0.1)):
         assert [g["geometry"] for g in optimizer.param_groups] == [Euclidean(4).to_spec(), Euclidean(1).to_spec()]
         before = [p.detach().clone() for p in layer.parameters()]
-        after = descend(optimizer, list(layer.parameters()), 2)
+        after = descend(optimizer, list(layer.parameters()), 3)  # odd, as steps of signs may cancel
         assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 

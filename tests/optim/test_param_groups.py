@@ -130,15 +130,16 @@ def test_bert():
     assert found[layer + "intermediate.dense.weight"] == "matrix"
     assert found[layer + "attention.self.query.bias"] == "other undecayed"
     assert found[layer + "output.LayerNorm.weight"] == "other undecayed"
-    assert found["bert.embeddings.position_embeddings.weight"] == "other"
-    assert found["bert.embeddings.word_embeddings.weight"] == "other"  # tied to the decoder
+    assert found["bert.embeddings.position_embeddings.weight"] == "embedding"
+    assert found["bert.embeddings.word_embeddings.weight"] == "head"  # tied to the decoder
     assert "cls.predictions.decoder.weight" not in found
 
 
 def test_gpt2_layers_are_seen_out_times_in():
     model = gpt2()
     found = roles(model)
-    assert found["transformer.wte.weight"] == found["transformer.wpe.weight"] == "other"
+    assert found["transformer.wte.weight"] == "head"  # tied
+    assert found["transformer.wpe.weight"] == "embedding"
     assert "lm_head.weight" not in found
     assert found["transformer.h.0.mlp.c_fc.weight"] == "matrix"
     optimizer = Muon(param_groups(model), lr=1.0, momentum=0.0, nesterov=False, norm=Spectral("exact"))
@@ -151,9 +152,9 @@ def test_gpt2_layers_are_seen_out_times_in():
 
 
 def test_llama_head_tied_or_not():
-    assert roles(llama())["lm_head.weight"] == "other"
+    assert roles(llama())["lm_head.weight"] == "head"
     tied = roles(llama(tie=True))
-    assert tied["model.embed_tokens.weight"] == "other"
+    assert tied["model.embed_tokens.weight"] == "head"
     assert "lm_head.weight" not in tied
     assert roles(llama())["model.layers.1.mlp.down_proj.weight"] == "matrix"
 
@@ -190,7 +191,8 @@ def test_attention_and_the_rest():
     found = roles(Misc())
     assert found["attention.in_proj_weight"] == found["attention.out_proj.weight"] == "matrix"
     assert all(found[f"cross.{x}_proj_weight"] == "matrix" for x in "qkv")
-    assert found["bag.weight"] == found["positions"] == found["recurrent.weight_ih_l0"] == "other"
+    assert found["bag.weight"] == "embedding"
+    assert found["positions"] == found["recurrent.weight_ih_l0"] == "other"
     assert all(found[name] == "other undecayed" for name in ("cls", "temperature", "prelu.weight", "cross.bias_k"))
 
 

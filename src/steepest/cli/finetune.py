@@ -59,8 +59,8 @@ def command(
 def run(given: dict[str, Any], output: Path, resume: bool) -> int:
     """Do the job; the exit code is 0, 2 for a mistake of the user's, or 128 + the signal's number."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from steepest.finetune.errors import UserError
-    from steepest.finetune.signals import Interrupted, Stop
+    from steepest.runs.errors import UserError
+    from steepest.runs.signals import Interrupted, Stop
 
     try:
         with Stop() as stop:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: whatever kills the process, the last checkpoint stays valid.
+"""Checkpoints: whatever kills the process, the last one stays valid.
 
 A checkpoint is a folder `step-000040` of files. It is written under a new name, and becomes the current one only when
 the small file `latest.json` is replaced, in one atomic operation, by one that names it.
@@ -6,12 +6,8 @@ the small file `latest.json` is replaced, in one atomic operation, by one that n
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import random
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from steepest.finetune.errors import UserError
+from steepest.runs.errors import UserError
+from steepest.runs.files import atomic, read_json, write_json
 
 LATEST = "latest.json"
 
@@ -34,34 +31,6 @@ class Checkpoint:
     optimizer: dict[str, Any]
     rng: dict[str, Any]
     history: dict[str, Any]
-
-
-@contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, for the caller to write; it takes the name `path` when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        _flush(temporary)
-        os.replace(temporary, path)
-        _flush(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically."""
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file; a `UserError` names it if it is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}). Start anew in another --output folder.") from None
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
@@ -151,14 +120,3 @@ def set_rng_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(numbers), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-
-
-def _flush(path: Path) -> None:
-    """Have the operating system write a file, or a folder's entries, to the disk."""
-    if os.name == "nt" and path.is_dir():
-        return  # Windows cannot open a folder
-    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

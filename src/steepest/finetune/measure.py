@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,18 +50,6 @@ def _stable_rank(left: Tensor, right: Tensor) -> float | None:
     core = torch.linalg.qr(left).R @ torch.linalg.qr(right.mT).R.mT
     values = torch.linalg.svdvals(core)
     return (values.square().sum() / values[0].square()).item() if values[0] > 0 else None
-
-
-def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Memory of the optimiser's state tensors, in bytes."""
-    return sum(t.numel() * t.element_size() for t in _tensors(list(optimizer.state.values())))
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return [t for item in items for t in _tensors(item)]
 
 
 def spread(values: list[float | None]) -> list[float] | None:

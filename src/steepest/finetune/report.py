@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import statistics
 from pathlib import Path
 from typing import Any
 
-from steepest.finetune import checkpoint, figures
+from steepest.finetune import figures
 from steepest.finetune.data import Row
 from steepest.finetune.encoder import DEFAULT_PACKAGE, DEFAULT_VERSION
 from steepest.finetune.scores import Scores
+from steepest.runs import files, pages
 
 CAPTIONS = {
     "scores": "Longer is better. The thin line is a 95% bootstrap interval over the held-out rows. "
@@ -28,27 +28,19 @@ CAPTIONS = {
 
 def write(folder: Path, results: dict[str, Any]) -> None:
     """Write report.json, the pictures and report.html."""
-    checkpoint.write_json(folder / "report.json", results)
+    files.write_json(folder / "report.json", results)
     pictures = figures.draw(results)
-    for name, png in pictures.items():
-        with checkpoint.atomic(folder / f"{name}.png") as path:
-            path.write_bytes(png)
-    with checkpoint.atomic(folder / "report.html") as path:
-        path.write_text(render(results, pictures), encoding="utf-8")
+    files.write_pictures(folder, pictures)
+    files.write_text(folder / "report.html", render(results, pictures))
 
 
 def render(results: dict[str, Any], pictures: dict[str, bytes]) -> str:
     """The report as HTML, with its pictures inside."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("steepest.finetune", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    images = {name: f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in pictures.items()}
-    return environment.get_template("report.html.j2").render(
+    return pages.render(
+        "steepest.finetune",
+        pictures,
         **results,
         summary=summary(results),
-        images=images,
         captions=CAPTIONS,
         costs=costs(results["runs"]),
         default_values={"model": f"{DEFAULT_PACKAGE} {DEFAULT_VERSION}", "data": results["task"]["source"]},

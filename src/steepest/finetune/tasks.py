@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from steepest.finetune.data import Row, Split, subset
 from steepest.finetune.encoder import Encoder, embed, tokenize
-from steepest.finetune.errors import UserError
 from steepest.finetune.scores import Scores
 from steepest.finetune.settings import Settings
+from steepest.runs.errors import UserError
 
 QUERY_TOKENS = 32
 """Length at which a query is cut; what is searched has a length of its own."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,10 +13,12 @@ from torch import nn
 
 from steepest.finetune import checkpoint, measure
 from steepest.finetune.checkpoint import Checkpoint
-from steepest.finetune.errors import UserError
-from steepest.finetune.settings import Settings, known_optimizers
-from steepest.finetune.signals import Stop
+from steepest.finetune.settings import Settings
 from steepest.finetune.tasks import Task
+from steepest.runs.clock import seconds
+from steepest.runs.errors import UserError
+from steepest.runs.optimizers import known_optimizers, state_bytes
+from steepest.runs.signals import Stop
 
 WARMUP = 0.1
 """Share of the steps over which the learning rate rises."""
@@ -89,15 +90,16 @@ def take_step(
     """One step, and its notes in `history`."""
     measured = step % settings.measure_every == 0 or step + 1 == settings.steps
     before = measure.lora_pairs(model) if measured else []
-    clocks = [_clock(model)]
+    device = next(model.parameters()).device
+    clocks = [seconds(device)]
     loss = task.loss(model, batch(step, len(task.train), settings.batch_size, settings.seed))
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    clocks.append(_clock(model))
+    clocks.append(seconds(device))
     value = loss.item()
     if math.isfinite(value):  # else the check below says so
         _step(optimizer, step)
-    clocks.append(_clock(model))
+    clocks.append(seconds(device))
     if not math.isfinite(value) or (measured and not _finite(model)):
         what = "the adapter has entries that are not finite" if math.isfinite(value) else f"the loss is {value}"
         raise UserError(
@@ -109,7 +111,7 @@ def take_step(
     history.optimizer_seconds.append(clocks[2] - clocks[1])
     if measured:
         history.measured.append(_measurements(model, optimizer, before, step + 1))
-        history.state_bytes = measure.state_bytes(optimizer)
+        history.state_bytes = state_bytes(optimizer)
 
 
 def _step(optimizer: torch.optim.Optimizer, step: int) -> None:
@@ -183,10 +185,3 @@ def progress_bar(label: str, start: int, steps: int) -> Any:
     from tqdm import tqdm
 
     return tqdm(total=steps, initial=start, desc=label, unit="step", disable=None, dynamic_ncols=True)
-
-
-def _clock(model: nn.Module) -> float:
-    """Seconds, once the device has done what it was given."""
-    if next(model.parameters()).device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()

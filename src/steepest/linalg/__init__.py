@@ -4,7 +4,7 @@ from steepest.linalg.cg import conjugate_gradient, least_squares
 from steepest.linalg.expm import expm, low_rank_expm1
 from steepest.linalg.kernel import sym_kernel
 from steepest.linalg.lyapunov import lyapunov
-from steepest.linalg.polar import SCHEDULES, orthogonalize, polar
+from steepest.linalg.polar import SCHEDULES, orthogonalize, polar, soft_clip
 from steepest.linalg.precision import double, widen
 from steepest.linalg.qr import cholesky_qr, qr, triangular_inverse
 from steepest.linalg.rotation import unitary_angles, unitary_log
@@ -35,6 +35,7 @@ __all__ = [
     "polar",
     "qr",
     "skew",
+    "soft_clip",
     "sym",
     "sym_angle_over_sine",
     "sym_exp",

@@ -28,3 +28,13 @@ def double(x: Tensor) -> Tensor:
 def is_double(x: Tensor) -> bool:
     """Whether x has the digits of float64."""
     return x.dtype in (torch.float64, torch.complex128)
+
+
+def rounded(x: Tensor, dtype: torch.dtype, rounding: str) -> Tensor:
+    """x, for writing into a tensor of this dtype: float32 for bfloat16 under "stochastic" rounding comes with its last
+    16 bits gone, up or down at random with the mean at x; all else as it is, for torch to round to the nearest."""
+    if rounding != "stochastic" or dtype != torch.bfloat16 or x.dtype != torch.float32:
+        return x
+    bits = x.view(torch.int32)
+    noise = torch.randint_like(bits, 1 << 16)
+    return torch.where(x.isfinite(), ((bits + noise) & -(1 << 16)).view(torch.float32), x)

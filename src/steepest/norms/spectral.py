@@ -19,7 +19,7 @@ class Spectral(Norm):
         schedule: "polar_express", "keller_jordan", "quintic" or a tuple of coefficient triples: odd polynomials that
             bring all singular values near one (`steepest.linalg.orthogonalize` states how near); "exact" for the exact
             polar factor.
-        steps: number of polynomials.
+        steps: number of polynomials; None: four of "polar_express", five of any other.
         dtype: "bfloat16" to run the products in it; by default float32, or float64 for such input. Complex matrices
             take the complex dtype of that precision, and complex64 for "bfloat16", which has none.
 
@@ -32,7 +32,7 @@ class Spectral(Norm):
     """
 
     schedule: str | tuple[tuple[float, float, float], ...] = "polar_express"
-    steps: int = 5
+    steps: int | None = None
     dtype: str | None = None
 
     def __post_init__(self) -> None:

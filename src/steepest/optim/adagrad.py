@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
-from steepest.optim.engine import Optimizer, options
+from steepest.optim.engine import Optimizer
+from steepest.optim.options import Shared, options
 from steepest.transforms import AdagradScale, Chain, WeightDecay, chain
 
 
@@ -17,9 +18,7 @@ class Adagrad(Optimizer):
         initial_accumulator_value: where the sums of squares start.
         eps: added to their roots.
         weight_decay: added to the gradient times the parameter (L2).
-        maximize: ascend.
-        nonfinite: "raise", "skip" or "ignore" for gradients with NaN or infinite entries.
-        compile: compile the step of matrices and points; see `Optimizer`.
+        shared: see `Shared`.
 
     Duchi, Hazan and Singer 2011.
 
@@ -33,10 +32,7 @@ class Adagrad(Optimizer):
         initial_accumulator_value: float = 0.0,
         eps: float = 1e-10,
         weight_decay: float = 0.0,
-        *,
-        maximize: bool = False,
-        nonfinite: str = "raise",
-        compile: bool = False,
+        **shared: Unpack[Shared],
     ) -> None:
         super().__init__(params, options(locals()))
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
-from steepest.optim.engine import Optimizer, options
+from steepest.optim.engine import Optimizer
+from steepest.optim.options import Shared, options
 from steepest.transforms import AdamScale, Chain, WeightDecay, chain
 
 
@@ -17,9 +18,7 @@ class Adam(Optimizer):
         betas: factors of the averages of the gradient and of its squared entries.
         eps: added to the root of the latter.
         weight_decay: added to the gradient times the parameter (L2); for the decoupled kind see `AdamW`.
-        maximize: ascend.
-        nonfinite: "raise", "skip" or "ignore" for gradients with NaN or infinite entries.
-        compile: compile the step of matrices and points; see `Optimizer`.
+        shared: see `Shared`.
 
     Kingma and Ba 2015 (1412.6980). Becigneul and Ganea 2019 (1810.00760) for manifolds, there with one second moment to
     a point; here each coordinate has its own.
@@ -37,10 +36,7 @@ class Adam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
-        *,
-        maximize: bool = False,
-        nonfinite: str = "raise",
-        compile: bool = False,
+        **shared: Unpack[Shared],
     ) -> None:
         super().__init__(params, options(locals()))
 
@@ -67,10 +63,7 @@ class AdamW(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
-        *,
-        maximize: bool = False,
-        nonfinite: str = "raise",
-        compile: bool = False,
+        **shared: Unpack[Shared],
     ) -> None:
         super().__init__(params, options(locals()))
 
@@ -96,10 +89,7 @@ class AMSGrad(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
-        *,
-        maximize: bool = False,
-        nonfinite: str = "raise",
-        compile: bool = False,
+        **shared: Unpack[Shared],
     ) -> None:
         super().__init__(params, options(locals()))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from steepest.linalg.dispatch import BATCH, BATCHED_UP_TO
-from steepest.linalg.precision import widen
+from steepest.linalg.precision import rounded, widen
 from steepest.manifolds.base import Manifold
 from steepest.manifolds.tensors import as_tuple
 from steepest.optim.advance import carry
@@ -67,21 +67,21 @@ class Bucket:
             parts.append(widen(torch.stack(tuple(tensors)) if len(tensors) > 1 else tensors[0]))
         return tuple(parts) if self.manifold.arity > 1 else parts[0]
 
-    def descend(self, h: Tensor, lr: float | Tensor) -> None:
+    def descend(self, h: Tensor, lr: float | Tensor, rounding: str) -> None:
         """x <- x - lr h in place: the Euclidean step."""
         params, steps = self.slots[0], self._unstacked(h, 0)
         if isinstance(lr, Tensor) or steps[0].dtype != params[0].dtype:
             for t, change in zip(params, steps, strict=True):
-                t.copy_(t.to(change.dtype) - lr * change)  # rounded once, after the step
+                t.copy_(rounded(t.to(change.dtype) - lr * change, t.dtype, rounding))  # once, after the step
         elif len(params) > 1:
             torch._foreach_add_(params, steps, alpha=-lr)
         else:
             params[0].sub_(steps[0], alpha=lr)
 
-    def scatter(self, y: Any) -> None:
+    def scatter(self, y: Any, rounding: str) -> None:
         """Write the points back."""
         for i, (tensors, part) in enumerate(zip(self.slots, as_tuple(y), strict=True)):
-            values = self._unstacked(part, i)
+            values = self._unstacked(rounded(part, tensors[0].dtype, rounding), i)
             if len(tensors) > 1:
                 torch._foreach_copy_(tensors, values)
             else:

@@ -19,7 +19,8 @@ from steepest.optim.advance import Compiled, advance
 from steepest.optim.bucket import Bucket, Buckets
 from steepest.optim.constrain import Constraint, dtype_error
 from steepest.optim.fused import fused_step
-from steepest.optim.listing import constrained, names_of, normalise, part_of
+from steepest.optim.listing import MATRICES, constrained, names_of, normalise, part_of
+from steepest.optim.options import SHARED, check_options
 from steepest.optim.point import Point
 from steepest.spec import Spec
 from steepest.transforms.base import Chain, Context
@@ -41,12 +42,8 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
 
     All options are read from the group at each step, so that schedulers move them and checkpoints hold them. State is
     kept for each tensor, under `<transform>.<key>`, in float32 for the half precisions. Points of one small shape step
-    as one batch. A gradient with NaN or infinite entries raises an error before anything is changed
-    (`nonfinite="raise"`), leaves out its point (`"skip"`), or is not looked for (`"ignore"`, which saves one
-    synchronisation a step on a GPU).
-
-    With `compile=True` the step of each layout of points is compiled by torch.compile when it is first made, and not
-    again when rates or step numbers change; plain parameters have torch's fused kernels where there are any.
+    as one batch. Plain parameters take torch's fused kernels where there are any. What all optimisers take by
+    keyword says `steepest.optim.Shared`: `maximize`, `nonfinite`, `compile`, `rounding`.
 
     Parameters may be complex. The inner product is then Re tr(a^H b), for which torch's `.grad` of a real loss is the
     gradient.
@@ -56,6 +53,8 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
 
     needs_matrices: ClassVar[bool] = False
     """Whether parameters must be seen as matrices, by their groups' `matrix` patterns."""
+    shared: ClassVar[Any] = SHARED
+    """The options that it takes as all others do, with their defaults."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -66,7 +65,7 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
         if isinstance(params, set):
             raise TypeError("params: got a set, which has no order; expected a list")
         self._forget()
-        super().__init__(params, {"maximize": False, "nonfinite": "raise", "compile": False, **defaults})
+        super().__init__(params, {**self.shared, **defaults})
 
     @abc.abstractmethod
     def chain(self, group: dict[str, Any]) -> Chain:
@@ -128,8 +127,7 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
         group.update({key: value.to_spec() for key, value in group.items() if isinstance(value, Spec)})
         group["shapes"] = [list(p.shape) for p in group["params"]]
         full = {**self.defaults, **group}
-        if full["nonfinite"] not in ("raise", "skip", "ignore"):
-            raise ValueError(f"nonfinite: got {full['nonfinite']!r}, expected 'raise', 'skip' or 'ignore'")
+        check_options(full)
         check_range("lr", float(full["lr"]))
         self.chain(full)
         for point in self._points(full):
@@ -144,7 +142,7 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
             raise ValueError(f"params: a point of {manifold} is made of {arity} tensors, got {len(params)} tensors")
         pattern = group["matrix"]
         matrix = (pattern,) * arity if pattern is None or isinstance(pattern, str) else tuple(pattern)
-        as_matrix = manifold is not None or (self.needs_matrices and group.get("role") != "other")
+        as_matrix = manifold is not None or (self.needs_matrices and group.get("role", "matrix") in MATRICES)
         matrix = matrix if as_matrix else (None,) * arity
         points = []
         for i in range(0, len(params), arity):
@@ -303,11 +301,6 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
         self._last: dict[int, Any] = {}
 
 
-def options(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of an optimiser's `__init__`, its `locals()`, as the defaults of its groups."""
-    return {key: value for key, value in arguments.items() if key not in ("self", "params", "__class__")}
-
-
 def _update(bucket: Bucket, chain: Chain, group: dict[str, Any], compiled: Compiled) -> None:
     """One step of a bucket."""
     manifold, lr, step = bucket.manifold, group["lr"], bucket.step + 1
@@ -321,9 +314,9 @@ def _update(bucket: Bucket, chain: Chain, group: dict[str, Any], compiled: Compi
     bucket.carried = chain.carried
     bucket.count()
     if isinstance(manifold, Euclidean):
-        bucket.descend(y, lr)
+        bucket.descend(y, lr, group["rounding"])
     else:
-        bucket.scatter(y)
+        bucket.scatter(y, group["rounding"])
 
 
 def _fresh_state(point: Point, chain: Chain, group: dict[str, Any]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from steepest.manifolds.base import Manifold
 from steepest.manifolds.fixed_rank import FixedRank
 from steepest.optim.constrain import Constraint, constraints, contradiction, members
 from steepest.optim.layers import axes, is_matrix
+from steepest.optim.listing import ROLES
 from steepest.optim.lora import lora_pairs
 
 
@@ -33,32 +34,32 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Parameter groups of everything in `model` that requires a gradient, for any optimiser of this library.
 
-    In this order: parameters that `constrain` put on a manifold; pairs of LoRA factors, as one point W = B A each;
-    weights of linear and convolution layers, as matrices; the rest: embeddings, output heads, norms, biases, which Muon
-    and Shampoo leave to AdamW. A head is a weight that is tied to an embedding, is the model's output embedding
-    (`get_output_embeddings()` of transformers), or has the shape of the model's largest embedding. Biases, gains and
-    other vectors, class tokens among them, get weight decay 0.
+    In this order: parameters that `constrain` put on a manifold, and pairs of LoRA factors, as one point W = B A each
+    (role "point"); weights of linear and convolution layers ("matrix"); what Muon and its kind leave to AdamW:
+    embeddings ("embedding"), output heads ("head"), norms, biases and all else ("other"). A head is a weight that is
+    tied to an embedding, is the model's output embedding (`get_output_embeddings()` of transformers), or has the shape
+    of the model's largest embedding. Biases, gains and other vectors, class tokens among them, get weight decay 0.
 
     Args:
         model: any module; PEFT's LoRA layers are recognised by their `lora_A` and `lora_B`.
         lora: the manifold of a pair of LoRA factors; None leaves them as two matrices.
-        other: names or patterns (`"*.head.weight"`) that go to the rest, whatever they look like; a parameter that
-            `constrain` put on a manifold stays there.
+        other: names or patterns (`"*.gate.weight"`) that get the role "other", whatever they look like; a parameter
+            that `constrain` put on a manifold stays there.
 
     Returns:
-        Dictionaries with `params`, `param_names`, `role` ("point", "matrix" or "other"), `geometry`, `matrix`, `sizes`,
+        Dictionaries with `params`, `param_names`, `role`, `geometry`, `matrix`, `sizes`,
         and nothing else: add `lr` or any other option of the optimiser to them as you like.
 
     >>> groups = param_groups(torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Linear(4, 2)))
     >>> [(g["role"], g["param_names"]) for g in groups]
-    [('matrix', ['1.weight']), ('other', ['0.weight']), ('other', ['1.bias'])]
+    [('matrix', ['1.weight']), ('embedding', ['0.weight']), ('other', ['1.bias'])]
     """
     patterns = (other,) if isinstance(other, str) else tuple(other)
     model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     sorted_: dict[Any, dict[str, Any]] = {}
     for entry in _entries(model, lora, patterns):
         group = _as_group(entry)
-        key = ("point", "matrix", "other").index(entry.role), repr({k: v for k, v in group.items() if k[:5] != "param"})
+        key = ROLES.index(entry.role), repr({k: v for k, v in group.items() if k[:5] != "param"})
         found = sorted_.setdefault(key, group)
         if found is not group:
             found["params"] += group["params"]
@@ -79,7 +80,7 @@ def _as_group(entry: Entry) -> dict[str, Any]:
 def _entries(model: nn.Module, lora: Manifold | None, other: tuple[str, ...]) -> Iterator[Entry]:
     """Every trainable parameter once; a tied one under its first name, as a matrix only if no user of it is a table."""
     done: set[int] = set()
-    heads = _heads(model)
+    tables = _tables(model)
 
     def fresh(tensors: Iterable[Tensor]) -> bool:
         ids = {id(t) for t in tensors}
@@ -105,8 +106,9 @@ def _entries(model: nn.Module, lora: Manifold | None, other: tuple[str, ...]) ->
             if not fresh((p,)):
                 continue
             full, own = clean(name), name.rpartition(".")[2]
-            if id(p) in heads or listed(full) or not is_matrix(module, own, p):
-                yield Entry((full,), (p,), "other", None, decays=sum(n > 1 for n in p.shape) > 1)
+            if listed(full) or id(p) in tables or not is_matrix(module, own, p):
+                role = "other" if listed(full) else tables.get(id(p), "other")
+                yield Entry((full,), (p,), role, None, decays=sum(n > 1 for n in p.shape) > 1)
             else:
                 yield Entry((full,), (p,), "matrix", axes(module, own, p))
 
@@ -132,13 +134,15 @@ def _declared(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[str, ...
             yield prefix, module, names, constraint
 
 
-def _heads(model: nn.Module) -> set[int]:
-    """Ids of weights that write to a vocabulary."""
-    tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
+def _tables(model: nn.Module) -> dict[int, str]:
+    """Roles of the weights that read from a vocabulary, or write to one, by their ids."""
+    read = [m.weight for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
+    largest = max((tuple(t.shape) for t in read), default=None)  # the vocabulary, rather than positions
+    linear = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
+    ids = {id(t) for t in read}
+    written = [t for t in linear if t.shape == largest or id(t) in ids]
     output = getattr(model, "get_output_embeddings", lambda: None)()
-    largest = max((tuple(t.shape) for t in tables), default=None)  # the vocabulary, rather than positions
-    heads = {id(t) for t in (*tables, getattr(output, "weight", None))}
-    return heads | {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear) and m.weight.shape == largest}
+    return dict.fromkeys(ids, "embedding") | {id(t): "head" for t in (*written, getattr(output, "weight", None))}
 
 
 WRAPPERS = {"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"}

@@ -9,6 +9,11 @@ from torch import Tensor
 
 from steepest.optim.constrain import Constraint, constraints, contradiction, members, owners
 
+MATRICES = ("matrix", "point")
+"""Roles of what is seen as matrices."""
+ROLES = ("point", "matrix", "embedding", "head", "other")
+"""What a parameter can be to a model; see `param_groups`."""
+
 
 def normalise(group: dict[str, Any]) -> dict[str, Any]:
     """A copy of the group with a list of tensors, and their names apart."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 from steepest.norms import Norm, Spectral
-from steepest.optim.engine import options
 from steepest.optim.matrix_optimizer import MatrixOptimizer
+from steepest.optim.options import MatrixShared, options
 from steepest.transforms import Chain, Dualize, Momentum, ShapeScale, WeightDecay, chain
 
 
@@ -25,10 +25,7 @@ class Muon(MatrixOptimizer):
         scale: convention for the length of a plain matrix's step, see `ShapeScale`: "keller_jordan" (torch.optim.Muon's
             "original"), "moonlight" (its "match_rms_adamw"), "spectral" or "none". Steps on a manifold have spectral
             norm one in its coordinates.
-        adamw_lr, adamw_betas, adamw_eps, adamw_weight_decay: for embeddings, heads, norms and biases.
-        maximize: ascend.
-        nonfinite: "raise", "skip" or "ignore" for gradients with NaN or infinite entries.
-        compile: compile the step of matrices and points; see `Optimizer`.
+        shared: see `MatrixShared`.
 
     Jordan et al. 2024, "Muon"; Li et al. 2026 (2605.09238) for manifolds. On Stiefel the two blocks' polar factors are
     the step of Li et al.'s code; momentum, which that has not, is carried along with the point.
@@ -49,13 +46,7 @@ class Muon(MatrixOptimizer):
         *,
         norm: Norm | dict[str, Any] = Spectral(),  # noqa: B008  (a frozen value)
         scale: str = "keller_jordan",
-        adamw_lr: float = 3e-4,
-        adamw_betas: tuple[float, float] = (0.9, 0.95),
-        adamw_eps: float = 1e-8,
-        adamw_weight_decay: float = 0.0,
-        maximize: bool = False,
-        nonfinite: str = "raise",
-        compile: bool = False,
+        **shared: Unpack[MatrixShared],
     ) -> None:
         norm = Norm.from_spec(norm).to_spec()
         super().__init__(params, options(locals()))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
-from steepest.optim.engine import Optimizer, options
+from steepest.optim.engine import Optimizer
+from steepest.optim.options import Shared, options
 from steepest.transforms import Chain, Momentum, WeightDecay, chain
 
 
@@ -17,9 +18,7 @@ class SGD(Optimizer):
         momentum: factor of the running sum of gradients.
         nesterov: look one step ahead.
         weight_decay: added to the gradient times the parameter (L2).
-        maximize: ascend.
-        nonfinite: "raise", "skip" or "ignore" for gradients with NaN or infinite entries.
-        compile: compile the step of matrices and points; see `Optimizer`.
+        shared: see `Shared`.
 
     Bonnabel 2013 (1111.5280) for manifolds.
 
@@ -36,10 +35,7 @@ class SGD(Optimizer):
         momentum: float = 0.0,
         nesterov: bool = False,
         weight_decay: float = 0.0,
-        *,
-        maximize: bool = False,
-        nonfinite: str = "raise",
-        compile: bool = False,
+        **shared: Unpack[Shared],
     ) -> None:
         super().__init__(params, options(locals()))
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
-from steepest.optim.engine import options
 from steepest.optim.matrix_optimizer import MatrixOptimizer
+from steepest.optim.options import MatrixShared, options
 from steepest.transforms import Chain, Momentum, Precondition, WeightDecay, chain
 
 
@@ -20,10 +20,7 @@ class Shampoo(MatrixOptimizer):
         eps: added to the statistics' diagonal, relative to its mean.
         every: steps between computations of the roots.
         weight_decay: decoupled decay.
-        adamw_lr, adamw_betas, adamw_eps, adamw_weight_decay: for embeddings, heads, norms and biases.
-        maximize: ascend.
-        nonfinite: "raise", "skip" or "ignore" for gradients with NaN or infinite entries.
-        compile: compile the step of matrices and points; see `Optimizer`.
+        shared: see `MatrixShared`.
 
     Gupta, Koren and Singer 2018 (1802.09568), algorithm 1.
 
@@ -39,14 +36,7 @@ class Shampoo(MatrixOptimizer):
         eps: float = 1e-6,
         every: int = 1,
         weight_decay: float = 0.0,
-        *,
-        adamw_lr: float = 3e-4,
-        adamw_betas: tuple[float, float] = (0.9, 0.95),
-        adamw_eps: float = 1e-8,
-        adamw_weight_decay: float = 0.0,
-        maximize: bool = False,
-        nonfinite: str = "raise",
-        compile: bool = False,
+        **shared: Unpack[MatrixShared],
     ) -> None:
         super().__init__(params, options(locals()))
 

@@ -11,7 +11,7 @@ from steepest.testing import geodesics as geodesics  # enters its checks
 from steepest.testing.discover import manifolds, norms, optimizers, transforms
 from steepest.testing.manifold import MANIFOLD_CHECKS, check_manifold
 from steepest.testing.norm import NORM_CHECKS, check_norm
-from steepest.testing.optimizer import OPTIMIZER_CHECKS, check_optimizer
+from steepest.testing.optimizer import OPTIMIZER_CHECKS, check_optimizer, places
 from steepest.testing.transform import TRANSFORM_CHECKS, check_transform
 
 __all__ = [
@@ -26,5 +26,6 @@ __all__ = [
     "manifolds",
     "norms",
     "optimizers",
+    "places",
     "transforms",
 ]

@@ -57,7 +57,7 @@ class Transform(Spec, abc.ABC):
     @property
     def name(self) -> str:
         """Prefix of this transform's state keys."""
-        return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
+        return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(self).__name__).lower()
 
     def init(self, h: Any, ctx: Context) -> State:
         """State for coordinates like `h`; every tensor begins with h's batch dimensions."""

@@ -1,4 +1,4 @@
-"""How long an orthogonalised step is for a matrix of a given shape."""
+"""How long a step is for a matrix of a given shape."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ CONVENTIONS: dict[str, Callable[[int, int], float]] = {
     "keller_jordan": lambda m, n: max(1.0, m / n) ** 0.5,
     "moonlight": lambda m, n: 0.2 * max(m, n) ** 0.5,
     "spectral": lambda m, n: (m / n) ** 0.5,
+    "rows": lambda m, n: n**0.5,
+    "columns": lambda m, n: m**0.5,
+    "rms": lambda m, n: (m * n) ** 0.5,
+    "input": lambda m, n: 1 / n,
 }
-"""Factor on an orthogonalised step of an m x n (out x in) matrix, by the name of its convention."""
+"""Factor on a step of an m x n (out x in) matrix, by the name of its convention."""
 CONVENTIONS |= {"original": CONVENTIONS["keller_jordan"], "match_rms_adamw": CONVENTIONS["moonlight"]}
 
 
@@ -29,6 +33,12 @@ class ShapeScale(Transform):
       AdamW's, and AdamW's learning rates hold; torch.optim.Muon calls it "match_rms_adamw".
     - "original", "match_rms_adamw": the same two by torch's names.
     - "spectral": sqrt(m/n), of Dion: the norm of maps from root mean square to root mean square.
+
+    And for steps normalised otherwise:
+
+    - "rows", "columns", "rms": sqrt(n), sqrt(m), sqrt(m n): rows, columns or the whole, of length one, get root mean
+      square one.
+    - "input": 1/n: a step of signs changes no output by more than the inputs' largest entry.
     """
 
     convention: str = "keller_jordan"

@@ -6,16 +6,14 @@ import difflib
 import importlib.util
 from collections.abc import Iterable
 
-PACKAGES = ("transformers", "peft", "safetensors", "sklearn", "matplotlib", "jinja2", "tqdm")
-
 
 class UserError(ValueError):
     """A mistake that the user can mend; the message says what is wrong, where, and how to mend it."""
 
 
-def check_packages() -> None:
-    """Raise a `UserError` that names the extra to install, unless all optional packages are there."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+def check_packages(names: Iterable[str]) -> None:
+    """Raise a `UserError` that names the extra to install, unless all these optional packages are there."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"missing package(s): {', '.join(missing)}. Install them with: pip install 'steepest[cli]'")
 

@@ -1,0 +1,83 @@
+"""Dion: the polar factor of momentum in a subspace that follows it, with what is left out fed back."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from steepest.checks import check_range
+from steepest.transforms.base import Context, State, Transform, as_matrix
+
+
+@dataclasses.dataclass(frozen=True)
+class LowRankPolar(Transform):
+    """P Q^H of rank r, orthonormal P and columns of length one in Q, that follow the leading singular vectors of the
+    momentum by one step of power iteration each time; no polynomial, no SVD.
+
+    M <- M + h, P = orth(M Q), R = M^H P, M <- M - (1 - beta) P R^H, Q = R with columns of length one. Only the part of
+    M that the step has used decays; the rest stays for later steps (error feedback).
+
+    Args:
+        rank: r, or as a fraction below or equal to one (a float) the share of the shorter side, rounded up.
+        beta: factor by which the used part decays.
+        eps: added to the lengths of R's columns.
+
+    Q lies on the shorter side. It starts as the same Gaussian matrix for all blocks of one shape, from a fixed seed, so
+    that a run can be repeated.
+
+    Ahn, Xu, Abreu and Langford 2025, "Dion" (2504.05295), algorithm 1, which does not
+    transpose wide matrices; the authors' code does, and so does this.
+    """
+
+    rank: float = 1.0
+    beta: float = 0.95
+    eps: float = 1e-8
+
+    carried: ClassVar[tuple[str, ...]] = ("buffer",)
+
+    def __post_init__(self) -> None:
+        check_range("rank", self.rank, open_low=True)
+        if self.rank > 1 and self.rank != int(self.rank):
+            raise ValueError(
+                f"rank: got {self.rank}, expected a whole number, or a fraction of the shorter side up to 1.0"
+            )
+        check_range("beta", self.beta, 0, 1)
+        check_range("eps", self.eps)
+
+    def init(self, h: Tensor, ctx: Context) -> State:
+        """No momentum, a random Q."""
+        x = _tall(as_matrix(h, ctx.ndim))
+        n = x.shape[-1]
+        share = isinstance(self.rank, float) and self.rank <= 1
+        r = min(math.ceil(self.rank * n) if share else int(self.rank), n)
+        generator = torch.Generator().manual_seed(n)
+        start = torch.randn(n, r, generator=generator, dtype=x.dtype).to(x.device)
+        return {"buffer": torch.zeros_like(h), "basis": start.expand(*x.shape[:-2], n, r).clone()}
+
+    def update(self, h: Tensor, state: State, ctx: Context) -> Tensor:
+        """The step of rank r."""
+        buffer, basis = state["buffer"].add_(h), state["basis"]
+        rows = as_matrix(buffer, ctx.ndim)
+        m = _tall(rows)
+        alive = (m != 0).any(-1, keepdim=True).any(-2, keepdim=True)
+        p = torch.linalg.qr(m @ basis)[0] * alive
+        r = m.mH @ p
+        left = m - (1 - self.beta) * (p @ r.mH)
+        q = torch.where(alive, r / (torch.linalg.vector_norm(r, dim=-2, keepdim=True) + self.eps), basis)
+        buffer.copy_((left if m is rows else left.mH).reshape(h.shape))
+        basis.copy_(q)
+        step = p @ q.mH
+        return (step if m is rows else step.mH).reshape(h.shape)
+
+    @classmethod
+    def examples(cls) -> list[Transform]:
+        """Full rank, half of it, and rank one."""
+        return [cls(), cls(0.5), cls(1)]
+
+
+def _tall(x: Tensor) -> Tensor:
+    return x if x.shape[-2] >= x.shape[-1] else x.mH
