@@ -51,6 +51,7 @@ from steepest.optim import (
     clip_grad_norm_,
     constrain,
     param_groups,
+    width_transfer,
 )
 from steepest.transforms import chain
 
@@ -106,4 +107,5 @@ __all__ = [
     "clip_grad_norm_",
     "constrain",
     "param_groups",
+    "width_transfer",
 ]

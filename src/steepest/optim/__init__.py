@@ -21,6 +21,7 @@ from steepest.optim.shampoo import Shampoo
 from steepest.optim.sign import Lion, SignSGD
 from steepest.optim.spectra import Spectra
 from steepest.optim.trust_region import TrustRegion
+from steepest.optim.width import width_transfer
 
 __all__ = [
     "OPTIMIZERS",
@@ -53,4 +54,5 @@ __all__ = [
     "constrain",
     "constraints",
     "param_groups",
+    "width_transfer",
 ]
