@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from steepest import SPD, Adam, FixedRank, Muon, Shampoo, Stiefel, constrain, param_groups
+from steepest import SPD, Adam, FixedRank, Stiefel, constrain, param_groups, testing
 
 pytestmark = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="torch.compile needs a C++ compiler on a CPU"
@@ -46,7 +46,7 @@ class Model(nn.Module):
 
 @pytest.mark.parametrize(
     ("family", "pairs_only"),
-    [(Adam, True), *(pytest.param(f, False, marks=pytest.mark.slow) for f in (Adam, Muon, Shampoo))],
+    [(Adam, True), *(pytest.param(f, False, marks=pytest.mark.slow) for f in testing.optimizers().values())],
 )
 def test_compiled_steps_are_the_same_and_compiled_once(family, pairs_only):
     eager, compiled = Model(pairs_only), Model(pairs_only)

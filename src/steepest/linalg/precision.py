@@ -35,6 +35,7 @@ def rounded(x: Tensor, dtype: torch.dtype, rounding: str) -> Tensor:
     16 bits gone, up or down at random with the mean at x; all else as it is, for torch to round to the nearest."""
     if rounding != "stochastic" or dtype != torch.bfloat16 or x.dtype != torch.float32:
         return x
-    bits = x.view(torch.int32)
-    noise = torch.randint_like(bits, 1 << 16)
-    return torch.where(x.isfinite(), ((bits + noise) & -(1 << 16)).view(torch.float32), x)
+    bits, last = x.view(torch.int32), (1 << 16) - 1
+    drawn = ((bits + torch.randint_like(bits, 1 << 16)) & ~last).view(torch.float32)
+    drawn = torch.where(drawn.isfinite(), drawn, (bits & ~last).view(torch.float32))  # beyond the largest number
+    return torch.where(x.isfinite(), drawn, x)

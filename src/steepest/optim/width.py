@@ -63,7 +63,8 @@ def width_transfer(
 
     Points on manifolds, LoRA's pairs among them, keep their learning rate: frames measure a step against the point.
     Attention should get more heads, not longer ones, or else be scaled by the inverse of their length in the model.
-    Hooks belong to the model in memory and its copies, not to its state dictionary: call this again on a model built anew.
+    Hooks belong to the model in memory and its copies, not to its state dictionary: call this again on a model built
+    anew.
 
     >>> narrow, wide = (torch.nn.Sequential(torch.nn.Linear(3, n), torch.nn.Linear(n, n)) for n in (8, 32))
     >>> optimizer = width_transfer(Adam, wide, narrow, lr=0.01)

@@ -1,0 +1,177 @@
+"""The first step of every optimiser of the spectral family, against its paper's formula in float64."""
+
+import math
+
+import pytest
+import torch
+
+import steepest
+from steepest import testing
+from steepest.norms import Frobenius, Max, Nuclear, Rows, Spectral
+
+EXACT = Spectral("exact")
+
+
+def polar(g):
+    u, _, vt = torch.linalg.svd(g, full_matrices=False)
+    return u @ vt
+
+
+def clipped(g, c):
+    u, s, vt = torch.linalg.svd(g, full_matrices=False)
+    return (u * (s / (1 + (s / c) ** 2).sqrt())) @ vt
+
+
+def rms(x, dim=None):
+    return x.square().mean() ** 0.5 if dim is None else x.square().mean(dim, keepdim=True) ** 0.5
+
+
+def conda(g):
+    """With m = (1 - b1) g, v = (1 - b2) (g U)^2 and both corrections, m / sqrt(v) is the sign of g U, turned back."""
+    u, _, vt = torch.linalg.svd(g, full_matrices=False)
+    return (g @ vt.mT).sign() @ vt if g.shape[0] >= g.shape[1] else u @ (u.mT @ g).sign()
+
+
+def dion(g, r):
+    """One step of power iteration from the Gaussian matrix that belongs to the shorter side."""
+    tall = g if g.shape[0] >= g.shape[1] else g.mT
+    n = tall.shape[1]
+    q = torch.randn(n, r, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+    p = torch.linalg.qr(tall @ q)[0]
+    r = tall.mT @ p
+    step = p @ (r / r.norm(dim=0)).mT
+    return step if g.shape[0] >= g.shape[1] else step.mT
+
+
+def normuon(g):
+    even = polar(g) / rms(polar(g), 1)
+    return even * polar(g).norm() / even.norm()
+
+
+def of(name, **options):
+    return lambda params: getattr(steepest, name)(params, lr=1.0, **options)
+
+
+# What is subtracted from a matrix of m x n entries by a step with lr 1, momentum as it is at the first step.
+FORMULAS = {
+    "TrustRegion": (of("TrustRegion", norm=EXACT), polar),
+    "TrustRegion, Frobenius": (of("TrustRegion", norm=Frobenius()), lambda g: g / g.norm()),
+    "TrustRegion, largest entry": (of("TrustRegion", norm=Max()), torch.sign),
+    "TrustRegion, rows": (of("TrustRegion", norm=Rows()), lambda g: g / g.norm(dim=1, keepdim=True)),
+    "Scion": (of("Scion", norm=EXACT, radius=3.0), lambda g: 3 * (g.shape[0] / g.shape[1]) ** 0.5 * polar(g)),
+    "SignSGD": (of("SignSGD"), torch.sign),
+    "Lion": (of("Lion"), torch.sign),
+    "Muon": (of("Muon", norm=EXACT, scale="moonlight"), lambda g: 0.2 * max(g.shape) ** 0.5 * polar(g)),
+    "NorMuon": (of("NorMuon", norm=EXACT), lambda g: max(1, g.shape[0] / g.shape[1]) ** 0.5 * normuon(g)),
+    "AdaMuon": (
+        of("AdaMuon", norm=EXACT, weight_decay=0.0),
+        lambda g: 0.2 * polar(g.sign()).sign(),  # o / sqrt((1 - b) o^2) is a multiple of the sign
+    ),
+    "AuON": (of("AuON"), lambda g: (1 - 0.95**2) * g / rms((1.5 * g / g.norm()).cosh())),
+    "Hybrid-AuON": (
+        of("AuON", hybrid=True, norm=EXACT),
+        lambda g: polar(g) / rms((1.5 * polar(g) / polar(g).norm()).cosh()),
+    ),
+    "Dion": (of("Dion", scale="none"), lambda g: dion(g, min(g.shape))),
+    "Dion of rank 2": (of("Dion", rank=2), lambda g: (g.shape[0] / g.shape[1]) ** 0.5 * dion(g, 2)),
+    "Conda": (of("Conda", scale=1.0, eps=1e-14), conda),
+    "SCALE": (of("SCALE"), lambda g: g / rms(g, 1)),
+    "Spectra": (
+        of("Spectra", threshold=1.5),
+        lambda g: max(1, g.shape[0] / g.shape[1]) ** 0.5 * clipped(g.sign(), 1.5),
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5)], ids=str)
+@pytest.mark.parametrize("name", FORMULAS)
+def test_first_step(name, shape):
+    build, formula = FORMULAS[name]
+    g = torch.randn(shape, generator=torch.Generator().manual_seed(3 * sum(shape)), dtype=torch.float64)
+    x = torch.nn.Parameter(torch.zeros(shape, dtype=torch.float64))
+    x.grad = g.clone()
+    build([x]).step()
+    # the methods' eps of 1e-8 and less, relative to entries of about one
+    torch.testing.assert_close(-x.detach(), formula(g), rtol=1e-6, atol=1e-6)
+
+
+def test_nuclear_steps_have_rank_one():
+    g = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    u, _, vt = torch.linalg.svd(g, full_matrices=False)
+    x = torch.nn.Parameter(torch.zeros(6, 4, dtype=torch.float64))
+    x.grad = g
+    steepest.TrustRegion([x], lr=1.0, norm=Nuclear()).step()
+    torch.testing.assert_close(-x.detach(), u[:, :1] @ vt[:1], rtol=0, atol=1e-12)
+
+
+def test_every_new_name_has_a_formula():
+    said = {name.split(",")[0].split(" of ")[0] for name in FORMULAS}
+    elsewhere = {
+        "SGD",
+        "Adam",
+        "AdamW",
+        "AMSGrad",
+        "Adagrad",
+        "Shampoo",
+    }  # beside torch.optim, or the paper's algorithm
+    assert {cls.__name__ for cls in testing.optimizers().values()} <= said | elsewhere
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_muon_is_a_trust_region(momentum):
+    """Intrinsic Muon on a manifold and Muon on a plain matrix are cases of one name."""
+    for manifold, shape in ((None, (5, 3)), (steepest.Stiefel(), (5, 3)), (steepest.SPD(), (4, 4))):
+        runs = []
+        for build in (
+            lambda group: steepest.TrustRegion([group], lr=0.1, momentum=momentum, norm=EXACT),
+            lambda group: steepest.Muon([group], 0.1, momentum, nesterov=False, norm=EXACT, scale="none"),
+        ):
+            generator = torch.Generator().manual_seed(0)
+            x = torch.randn(shape, generator=generator, dtype=torch.float64)
+            x = x if manifold is None else manifold.random_point(shape, generator=generator, dtype=torch.float64)
+            p = torch.nn.Parameter(x)
+            optimizer = build({"params": [p], "geometry": manifold, "role": "point" if manifold else "matrix"})
+            for _ in range(5):
+                p.grad = torch.randn(shape, generator=generator, dtype=torch.float64)
+                optimizer.step()
+            runs.append(p.detach())
+        assert torch.equal(*runs)
+
+
+def test_frank_wolfe_stays_in_the_ball():
+    """x <- (1 - lr) x - lr radius d keeps a start inside inside, and reaches the minimiser of a linear function."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.nn.Parameter(torch.zeros(5, 4, dtype=torch.float64))
+    g = torch.randn(5, 4, generator=generator, dtype=torch.float64)
+    optimizer = steepest.TrustRegion([x], lr=0.1, momentum=0.5, norm=EXACT, radius=2.0)
+    for _ in range(200):
+        x.grad = g
+        optimizer.step()
+        assert torch.linalg.matrix_norm(x, 2) <= 2 + 1e-12
+    torch.testing.assert_close(x.detach(), -2 * polar(g), rtol=0, atol=1e-8)
+
+
+def test_constrained_scion_bounds_every_role():
+    model = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Linear(4, 6), torch.nn.Linear(6, 9))
+    for p in model.parameters():
+        p.data.zero_()
+    groups = steepest.param_groups(model)
+    optimizer = steepest.Scion(groups, lr=0.3, norm=EXACT, radius=0.5, table_radius=2.0, constrained=True)
+    for _ in range(40):
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+    embedding, middle, last = (m.weight for m in model)
+    assert torch.linalg.matrix_norm(middle, 2) <= 0.5 * (6 / 4) ** 0.5 * 1.0001
+    assert embedding.abs().max() <= 2.0 / 4 * 1.0001
+    assert torch.linalg.matrix_norm(last, 2) <= 0.5 * (9 / 6) ** 0.5 * 1.0001
+    assert rms(model[1].bias) <= 1.0001
+    assert torch.linalg.matrix_norm(middle, 2) > 0.1
+
+
+@pytest.mark.parametrize("size", [4, 64])
+def test_what_auon_scales_by(size):
+    """r = 1 + gamma^2 / (2 m n) to leading order, so that it tells only tiny matrices apart."""
+    g = torch.randn(size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    r = rms((1.5 * g / g.norm()).cosh()).item()
+    assert math.isclose(r - 1, 1.5**2 / (2 * size**2), rel_tol=0.3)
