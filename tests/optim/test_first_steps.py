@@ -1,5 +1,6 @@
 """The first step of every optimiser of the spectral family, against its paper's formula in float64."""
 
+import io
 import math
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 import steepest
 from steepest import testing
 from steepest.norms import Frobenius, Max, Nuclear, Rows, Spectral
+from steepest.transforms import Momentum, chain
 
 EXACT = Spectral("exact")
 
@@ -167,6 +169,86 @@ def test_constrained_scion_bounds_every_role():
     assert torch.linalg.matrix_norm(last, 2) <= 0.5 * (9 / 6) ** 0.5 * 1.0001
     assert rms(model[1].bias) <= 1.0001
     assert torch.linalg.matrix_norm(middle, 2) > 0.1
+
+
+@pytest.mark.parametrize("build", [
+    lambda group: steepest.Scion([group], lr=0.1, constrained=True, norm=EXACT),
+    lambda group: steepest.TrustRegion([group], lr=0.1, radius=1.0, norm=EXACT),
+])  # fmt: skip
+@pytest.mark.parametrize("role", ["point", "matrix"])
+def test_balls_are_for_plain_parameters(build, role):
+    """A point of a manifold is not drawn towards zero, and its steps have the length lr."""
+    factors = [torch.nn.Parameter(torch.randn(s, dtype=torch.float64)) for s in ((6, 2), (2, 5))]
+    optimizer = build({"params": factors, "geometry": steepest.FixedRank(), "role": role})
+    before = factors[0].detach() @ factors[1].detach()
+    for p in factors:
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    torch.testing.assert_close(factors[0].detach() @ factors[1].detach(), before, rtol=1e-9, atol=1e-9)
+    x = torch.nn.Parameter(torch.eye(6, 3, dtype=torch.float64))
+    optimizer = build({"params": [x], "geometry": steepest.Stiefel(), "role": role})
+    x.grad = torch.randn(6, 3, dtype=torch.float64)
+    optimizer.step()
+    assert 0.02 < (x.detach() - torch.eye(6, 3)).norm() < 0.5
+
+
+@pytest.mark.parametrize("shape", [(64, 32), (32, 64), (64, 64)], ids=str)
+@pytest.mark.parametrize("rank", [1, 3])
+def test_dion_does_not_step_along_rounding(shape, rank):
+    """On a gradient of low rank in float32 the step has that rank, and it follows when the rank grows."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.nn.Parameter(torch.zeros(shape))
+    optimizer = steepest.Dion([x], lr=1.0, scale="none")
+
+    def step(r):
+        a, b = (torch.randn(s, generator=generator) for s in ((shape[0], r), (r, shape[1])))
+        before = x.detach().clone()
+        x.grad = a @ b
+        optimizer.step()
+        return torch.linalg.svdvals((before - x.detach()).double())
+
+    s = step(rank)
+    assert s[rank:].max() < 1e-4
+    assert s[0] <= rank**0.5 * 1.001  # columns of length one along `rank` orthonormal rows
+    for _ in range(6):
+        s = step(32)
+    assert (s > 0.1).sum() > 16
+
+
+def test_a_group_has_a_base_of_its_own_in_every_form():
+    """As a value, a chain, a list or a name, given at once or later; and a checkpoint holds it as plain values."""
+    forms = (Momentum(0.5), chain(Momentum(0.5)), [Momentum(0.5)], [Momentum(0.5).to_spec()])
+    ends = []
+    for late in (False, True):
+        for form in forms:
+            x = torch.nn.Parameter(torch.ones(4, 3))
+            optimizer = steepest.Spectra([{"params": [x], **({} if late else {"base": form})}], lr=0.1, threshold=1.0)
+            if late:
+                optimizer.param_groups[0]["base"] = form
+                optimizer.param_groups[0]["norm"] = Rows()  # a value of another kind that somebody keeps there
+            for _ in range(2):
+                x.grad = torch.arange(12.0).view(4, 3)
+                optimizer.step()
+            file = io.BytesIO()
+            torch.save(optimizer.state_dict(), file)
+            file.seek(0)
+            assert torch.load(file, weights_only=True)["param_groups"][0]["base"] == [Momentum(0.5).to_spec()]
+            ends.append(x.detach())
+    assert all(torch.equal(ends[0], end) for end in ends)
+
+
+def test_roles_are_known():
+    for cls in (steepest.Muon, steepest.Scion, steepest.SCALE, steepest.TrustRegion, steepest.Adam):
+        with pytest.raises(ValueError, match="role: unknown 'embeding', expected one of point, matrix, embedding"):
+            cls([{"params": [torch.nn.Parameter(torch.ones(2, 2))], "role": "embeding"}])
+
+
+def test_a_group_of_vectors_keeps_the_rate_that_it_says():
+    vector, matrix = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2, 2))
+    own = steepest.Muon([{"params": [vector], "lr": 0.5}]).param_groups
+    assert [g["lr"] for g in own] == [0.5]
+    mixed = steepest.Muon([{"params": [vector, matrix], "lr": 0.5}], adamw_lr=0.1).param_groups
+    assert [(g["role"], g["lr"]) for g in mixed] == [("matrix", 0.5), ("other", 0.1)]
 
 
 @pytest.mark.parametrize("size", [4, 64])

@@ -30,12 +30,13 @@ def is_double(x: Tensor) -> bool:
     return x.dtype in (torch.float64, torch.complex128)
 
 
-def rounded(x: Tensor, dtype: torch.dtype, rounding: str) -> Tensor:
-    """x, for writing into a tensor of this dtype: float32 for bfloat16 under "stochastic" rounding comes with its last
+def rounded(x: Tensor, dtype: torch.dtype, generator: torch.Generator | None) -> Tensor:
+    """x, for writing into a tensor of this dtype: float32 for bfloat16 comes, where there is a generator, with its last
     16 bits gone, up or down at random with the mean at x; all else as it is, for torch to round to the nearest."""
-    if rounding != "stochastic" or dtype != torch.bfloat16 or x.dtype != torch.float32:
+    if generator is None or dtype != torch.bfloat16 or x.dtype != torch.float32:
         return x
     bits, last = x.view(torch.int32), (1 << 16) - 1
-    drawn = ((bits + torch.randint_like(bits, 1 << 16)) & ~last).view(torch.float32)
+    noise = torch.randint(1 << 16, bits.shape, generator=generator, dtype=bits.dtype, device=bits.device)
+    drawn = ((bits + noise) & ~last).view(torch.float32)
     drawn = torch.where(drawn.isfinite(), drawn, (bits & ~last).view(torch.float32))  # beyond the largest number
     return torch.where(x.isfinite(), drawn, x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -69,10 +70,10 @@ class Bucket:
 
     def descend(self, h: Tensor, lr: float | Tensor, rounding: str) -> None:
         """x <- x - lr h in place: the Euclidean step."""
-        params, steps = self.slots[0], self._unstacked(h, 0)
+        params, steps, generator = self.slots[0], self._unstacked(h, 0), self._generator(rounding)
         if isinstance(lr, Tensor) or steps[0].dtype != params[0].dtype:
             for t, change in zip(params, steps, strict=True):
-                t.copy_(rounded(t.to(change.dtype) - lr * change, t.dtype, rounding))  # once, after the step
+                t.copy_(rounded(t.to(change.dtype) - lr * change, t.dtype, generator))  # once, after the step
         elif len(params) > 1:
             torch._foreach_add_(params, steps, alpha=-lr)
         else:
@@ -80,12 +81,20 @@ class Bucket:
 
     def scatter(self, y: Any, rounding: str) -> None:
         """Write the points back."""
+        generator = self._generator(rounding)
         for i, (tensors, part) in enumerate(zip(self.slots, as_tuple(y), strict=True)):
-            values = self._unstacked(rounded(part, tensors[0].dtype, rounding), i)
+            values = self._unstacked(rounded(part, tensors[0].dtype, generator), i)
             if len(tensors) > 1:
                 torch._foreach_copy_(tensors, values)
             else:
                 tensors[0].copy_(values[0])
+
+    def _generator(self, rounding: str) -> torch.Generator | None:
+        """Of stochastic rounding: the same on every replica, and in a run that is resumed."""
+        if rounding != "stochastic":
+            return None
+        seed = zlib.crc32(f"{self.points[0].names} {self.step}".encode())
+        return torch.Generator(self.points[0].params[0].device).manual_seed(seed)
 
     def _unstacked(self, part: Tensor, slot: int) -> list[Tensor]:
         values, pattern = list(part.unbind(0)) if len(self.points) > 1 else [part], self.constraint.matrix[slot]

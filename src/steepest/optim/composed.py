@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 from steepest.optim.engine import Optimizer
 from steepest.optim.options import Shared, options
-from steepest.transforms import Chain, Transform, chain
+from steepest.transforms import Chain, Transform, chain_of
 
 
 class Composed(Optimizer):
@@ -24,6 +24,8 @@ class Composed(Optimizer):
     >>> signum = Composed(layer.parameters(), [ClipNorm(1.0), Momentum(0.9), Dualize(Max())], lr=1e-3)
     """
 
+    chains: ClassVar[tuple[str, ...]] = ("transforms",)
+
     def __init__(
         self,
         params: Any,
@@ -31,27 +33,9 @@ class Composed(Optimizer):
         lr: float = 1e-3,
         **shared: Unpack[Shared],
     ) -> None:
-        transforms = specs(transforms)
+        transforms = chain_of(transforms).to_spec()
         super().__init__(params, options(locals()))
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As `Optimizer`; transforms of the group's own are written down as plain values."""
-        if isinstance(param_group, dict) and "transforms" in param_group:
-            param_group = {**param_group, "transforms": specs(param_group["transforms"])}
-        super().add_param_group(param_group)
 
     def chain(self, group: dict[str, Any]) -> Chain:
         """The group's transforms."""
         return chain_of(group["transforms"])
-
-
-def specs(transforms: Any) -> list[dict[str, Any]]:
-    """One transform, several, or a chain, as plain values."""
-    parts = transforms if isinstance(transforms, list | tuple) else [transforms]
-    links = chain(*(t if isinstance(t, Transform | Chain) else Transform.from_spec(t) for t in parts)).links
-    return [link.to_spec() for link in links]
-
-
-def chain_of(values: list[dict[str, Any]]) -> Chain:
-    """The chain that `specs` wrote down."""
-    return chain(*(Transform.from_spec(spec) for spec in values))

@@ -19,11 +19,11 @@ from steepest.optim.advance import Compiled, advance
 from steepest.optim.bucket import Bucket, Buckets
 from steepest.optim.constrain import Constraint, dtype_error
 from steepest.optim.fused import fused_step
-from steepest.optim.listing import MATRICES, constrained, names_of, normalise, part_of
+from steepest.optim.listing import MATRICES, ROLES, constrained, names_of, normalise, part_of
 from steepest.optim.options import SHARED, check_options
 from steepest.optim.point import Point
 from steepest.spec import Spec
-from steepest.transforms.base import Chain, Context
+from steepest.transforms.base import Chain, Context, chain_of
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {}
 """Every optimiser by its name in lower case; a class enters by being defined."""
@@ -55,6 +55,8 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
     """Whether parameters must be seen as matrices, by their groups' `matrix` patterns."""
     shared: ClassVar[Any] = SHARED
     """The options that it takes as all others do, with their defaults."""
+    chains: ClassVar[tuple[str, ...]] = ()
+    """Options that are chains of transforms."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -124,14 +126,21 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
                 raise ValueError(f"{name}: {fault}")
         if group["geometry"] is not None:
             group["geometry"] = Manifold.from_spec(group["geometry"])
-        group.update({key: value.to_spec() for key, value in group.items() if isinstance(value, Spec)})
+        group.update(self._plain(group))
         group["shapes"] = [list(p.shape) for p in group["params"]]
         full = {**self.defaults, **group}
         check_options(full)
+        if (role := full.get("role", "matrix")) not in ROLES:
+            raise ValueError(f"role: unknown {role!r}, expected one of {', '.join(ROLES)}")
         check_range("lr", float(full["lr"]))
         self.chain(full)
         for point in self._points(full):
             point.check()
+
+    def _plain(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The group's values that are none of JSON's, as such."""
+        chains = {key: chain_of(group[key]).to_spec() for key in self.chains if key in group}
+        return {key: value.to_spec() for key, value in group.items() if isinstance(value, Spec)} | chains
 
     def _points(self, group: dict[str, Any]) -> list[Point]:
         """The points of a group, from the tensors that it holds now."""
@@ -227,7 +236,10 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
         """Options and state, in which first-order state has been carried to where the points are now."""
         with torch.no_grad():
             self._buckets.settle()
-        return super().state_dict()
+        saved = super().state_dict()
+        for group in saved["param_groups"]:
+            group.update(self._plain(group))
+        return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore options and state; refuses a state of other parameters, in another order or on other manifolds, or of

@@ -39,7 +39,10 @@ class RoleOptimizer(Optimizer):
                     "matrix='o i h w -> o (i h w)' and the like, or with role='other', as vectors have."
                 )
         for role in ("matrix", "other"):
-            if index := [i for i, p in enumerate(group["params"]) if (p.ndim == 2) == (role == "matrix")]:
+            index = [i for i, p in enumerate(group["params"]) if (p.ndim == 2) == (role == "matrix")]
+            if len(index) == len(group["params"]):
+                yield {**self._options_of(role), **group, "role": role}
+            elif index:  # in a mixed group what is said is said of the matrices
                 yield {**part_of(group, index), **self._options_of(role), "role": role}
 
     def _options_of(self, role: str) -> dict[str, Any]:

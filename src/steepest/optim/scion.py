@@ -25,10 +25,10 @@ class Scion(RoleOptimizer):
         vector_radius: of biases and gains, as the root mean square of the step's entries.
         constrained: keep every plain parameter in the ball of its radius, x <- (1 - lr) x - lr radius d; else
             x <- x - lr radius d. A model must start inside: scale its initial weights down if they are larger.
-        weight_decay: decoupled decay, of the unconstrained form.
+        weight_decay: decoupled decay, besides what keeps the ball.
         shared: see `Shared`.
 
-    Pethick et al. 2025 (2502.07529), algorithms 1 and 2, radii of section 6 for language models.
+    Pethick et al. 2025 (2502.07529), algorithms 1 and 2; radii of the authors' code for nanoGPT.
 
     >>> model = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 9))
     >>> optimizer = Scion(param_groups(model), lr=2**-12)
@@ -45,7 +45,7 @@ class Scion(RoleOptimizer):
         radius: float = 50.0,
         table_radius: float = 3000.0,
         vector_radius: float = 1.0,
-        constrained: bool = False,
+        constrained: bool = True,
         weight_decay: float = 0.0,
         **shared: Unpack[Shared],
     ) -> None:
@@ -62,6 +62,8 @@ class Scion(RoleOptimizer):
             "head": (Max(), "input", group["table_radius"]),
             "other": (Frobenius(), "rms", group["vector_radius"]),
         }
-        norm, convention, radius = steps[group["role"]]
-        decay = WeightDecay(1.0 if group["constrained"] else group["weight_decay"])
-        return chain(Momentum(group["momentum"]), Dualize(norm), ShapeScale(convention), Scale(radius), decay)
+        role = "point" if group["geometry"] else group["role"]
+        norm, convention, radius = steps[role]
+        ball = WeightDecay(float(group["constrained"] and role != "point"))
+        decay = WeightDecay(group["weight_decay"])
+        return chain(Momentum(group["momentum"]), Dualize(norm), ShapeScale(convention), Scale(radius), ball, decay)

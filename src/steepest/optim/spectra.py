@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
-from steepest.optim.composed import chain_of, specs
 from steepest.optim.matrix_optimizer import MatrixOptimizer
 from steepest.optim.options import MatrixShared, options
-from steepest.transforms import AdamScale, Chain, ShapeScale, SpectralClip, Transform, WeightDecay, chain
+from steepest.transforms import AdamScale, Chain, ShapeScale, SpectralClip, Transform, WeightDecay, chain, chain_of
 
 
 class Spectra(MatrixOptimizer):
@@ -31,6 +30,8 @@ class Spectra(MatrixOptimizer):
     >>> optimizer = Spectra(param_groups(torch.nn.Linear(4, 2)), base=Momentum(0.9), lr=0.1, threshold=1.0)
     """
 
+    chains: ClassVar[tuple[str, ...]] = ("base",)
+
     def __init__(
         self,
         params: Any,
@@ -42,12 +43,12 @@ class Spectra(MatrixOptimizer):
         scale: str = "keller_jordan",
         **shared: Unpack[MatrixShared],
     ) -> None:
-        base = specs(base)
+        base = chain_of(base).to_spec()
         super().__init__(params, options(locals()))
 
     def matrix_chain(self, group: dict[str, Any]) -> Chain:
         """The gradient's clipping, the method, its clipping, length, decay."""
-        before = [SpectralClip(group["before"])] if group["before"] else []
+        before = [SpectralClip(group["before"])] if group["before"] is not None else []
         shape = ShapeScale("none" if group["geometry"] else group["scale"])
-        after = [SpectralClip(group["threshold"])] if group["threshold"] else []
+        after = [SpectralClip(group["threshold"])] if group["threshold"] is not None else []
         return chain(*before, chain_of(group["base"]), *after, shape, WeightDecay(group["weight_decay"]))

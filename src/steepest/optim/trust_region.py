@@ -16,18 +16,20 @@ class TrustRegion(RoleOptimizer):
     Args:
         params: best `param_groups(model)`, which knows which axes of a parameter form its matrix; a vector counts as a
             column. Every role steps alike; give groups a `norm` of their own for another.
-        lr: radius of the trust region: every step has norm lr.
+        lr: radius of the trust region: every step has norm lr (with the polynomials of `Spectral()`, up to 1.16 lr).
         momentum: factor of the average of gradients; 0 for none.
         norm: any norm: `Spectral()` is Muon (on a manifold intrinsic Muon), `Frobenius()` normalised SGD, `Max()`
             signSGD, `Nuclear()` steps of rank one.
         radius: of the ball of the same norm in which a plain parameter is kept, by conditional gradients (Frank-Wolfe):
-            x <- (1 - lr) x - lr radius d, which starts inside and stays there for lr <= 1. None: unconstrained,
+            x <- (1 - lr) x - lr radius d, which stays inside for lr <= 1 as far as |d| <= 1. None: unconstrained,
             x <- x - lr d.
-        weight_decay: decoupled decay, of the unconstrained form.
+        weight_decay: decoupled decay, besides what keeps the ball.
         scale: factor of a plain matrix's shape, see `ShapeScale`.
         shared: see `Shared`.
 
-    Kovalev 2025 (2503.12645), algorithm 1; with a radius Pethick et al. 2025 (2502.07529), algorithm 1.
+    Kovalev 2025 (2503.12645), algorithm 1, but that the average starts at zero and not at the first gradient: under a
+    dual map that makes no difference to the first step, and less to each one after. With a radius Pethick et al. 2025
+    (2502.07529), algorithm 1.
 
     >>> from steepest.norms import Max
     >>> x = torch.nn.Parameter(torch.tensor([[3.0, -0.1]]))
@@ -54,5 +56,7 @@ class TrustRegion(RoleOptimizer):
         """Momentum, dual map, length; the ball, or decay."""
         radius, norm = group["radius"], Norm.from_spec(group["norm"])
         shape = ShapeScale("none" if group["geometry"] else group["scale"])
-        ball = (Scale(radius), WeightDecay(1.0)) if radius else (WeightDecay(group["weight_decay"]),)
-        return chain(Momentum(group["momentum"]), Dualize(norm), shape, *ball)
+        kept = radius is not None and group["geometry"] is None
+        ball = [Scale(radius), WeightDecay(1.0)] if kept else []
+        decay = WeightDecay(group["weight_decay"])
+        return chain(Momentum(group["momentum"]), Dualize(norm), shape, *ball, decay)

@@ -2,7 +2,7 @@
 
 from steepest.transforms.adagrad_scale import AdagradScale
 from steepest.transforms.adam_scale import AdamScale
-from steepest.transforms.base import Chain, Context, Transform, chain
+from steepest.transforms.base import Chain, Context, Transform, chain, chain_of
 from steepest.transforms.clip_norm import ClipNorm
 from steepest.transforms.cosh_scale import CoshScale
 from steepest.transforms.dualize import Dualize
@@ -43,4 +43,5 @@ __all__ = [
     "Transform",
     "WeightDecay",
     "chain",
+    "chain_of",
 ]

@@ -107,6 +107,10 @@ class Chain:
                 h = tuple(_run(link, block, state, here) for block, state, here in zip(h, states, at, strict=True))
         return h
 
+    def to_spec(self) -> list[dict[str, Any]]:
+        """The transforms as plain values, which `chain_of` reads."""
+        return [link.to_spec() for link in self.links]
+
     @property
     def carried(self) -> tuple[str, ...]:
         """Full keys of the first-order state."""
@@ -120,6 +124,14 @@ def chain(*transforms: Transform | Chain) -> Chain:
     >>> muon = chain(Momentum(0.95), Dualize())
     """
     return Chain(tuple(link for t in transforms for link in (t.links if isinstance(t, Chain) else (t,))))
+
+
+def chain_of(value: Any) -> Chain:
+    """The chain of one transform, of several in order, or of what their `to_spec` wrote down."""
+    if isinstance(value, Chain):
+        return value
+    parts = value if isinstance(value, list | tuple) else [value]
+    return chain(*(t if isinstance(t, Chain) else Transform.from_spec(t) for t in parts))
 
 
 def as_matrix(h: Tensor, ndim: int) -> Tensor:

@@ -22,7 +22,8 @@ class LowRankPolar(Transform):
     M that the step has used decays; the rest stays for later steps (error feedback).
 
     Args:
-        rank: r, or as a fraction below or equal to one (a float) the share of the shorter side, rounded up.
+        rank: r as an int, or as a float up to 1.0 its share of the shorter side, rounded up: 1 is rank one, 1.0 full
+            rank. It is read when the state is made.
         beta: factor by which the used part decays.
         eps: added to the lengths of R's columns.
 
@@ -40,6 +41,8 @@ class LowRankPolar(Transform):
     carried: ClassVar[tuple[str, ...]] = ("buffer",)
 
     def __post_init__(self) -> None:
+        if isinstance(self.rank, bool) or not isinstance(self.rank, int | float):
+            raise TypeError(f"rank: expected an int or a float, got {self.rank!r}")
         check_range("rank", self.rank, open_low=True)
         if self.rank > 1 and self.rank != int(self.rank):
             raise ValueError(
@@ -67,11 +70,20 @@ class LowRankPolar(Transform):
         p = torch.linalg.qr(m @ basis)[0] * alive
         r = m.mH @ p
         left = m - (1 - self.beta) * (p @ r.mH)
-        q = torch.where(alive, r / (torch.linalg.vector_norm(r, dim=-2, keepdim=True) + self.eps), basis)
+        q = torch.where(alive, self._unit_columns(r, m.shape[-2]), basis)
         buffer.copy_((left if m is rows else left.mH).reshape(h.shape))
         basis.copy_(q)
         step = p @ q.mH
         return (step if m is rows else step.mH).reshape(h.shape)
+
+    def _unit_columns(self, r: Tensor, rows: int) -> Tensor:
+        """Columns over their lengths; zero where they are rounding's alone. Where the momentum has a lower rank than
+        the step, QR fills P with whatever is orthogonal to it, and R is there what rounding leaves of nothing; a column
+        of Q that is zero finds a direction again as soon as there is one."""
+        lengths = torch.linalg.vector_norm(r, dim=-2, keepdim=True)
+        rounding = 4 * (rows + r.shape[-2]) ** 0.5 * torch.finfo(r.dtype).eps
+        real = lengths > rounding * lengths.amax(-1, keepdim=True)
+        return torch.where(real, r / (lengths + self.eps), 0)
 
     @classmethod
     def examples(cls) -> list[Transform]:

@@ -20,7 +20,8 @@ class SpectralScale(Transform):
     its shorter side and v the average of the squared entries of h U.
 
     The momentum m stays in the coordinates' own basis, and follows the point; v belongs to directions in order of
-    their singular values, and is kept as it is when U is computed anew.
+    their singular values, and is kept as it is when U is computed anew. Where the momentum is still zero at the first
+    step, U is a permutation until then, and the method Adam.
 
     Args:
         betas: factors of the averages.
