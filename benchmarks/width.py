@@ -29,11 +29,11 @@ from steepest.runs.pictures import picture
 
 DOCS = Path(__file__).parent.parent / "docs"
 FACTOR = 2.0
-POINTS = 6
+POINTS = 5
 HEAD_LENGTH = 16
 # For each method its class, the middle of its sweep as it comes and under u-muP, and AdamW's rate over its own.
 METHODS: dict[str, tuple[Any, dict[str, float], dict[str, float]]] = {
-    "AdamW": (AdamW, {"standard": 6e-3, "mup": 6e-3, "u-mup": 0.15}, {}),
+    "AdamW": (AdamW, {"standard": 1.2e-2, "mup": 1.2e-2, "u-mup": 0.3}, {}),
     "Muon": (Muon, {"standard": 0.04, "mup": 0.04, "u-mup": 0.08}, {"standard": 0.3, "mup": 0.3, "u-mup": 3.0}),
     "Shampoo": (Shampoo, {"standard": 0.2, "mup": 0.2, "u-mup": 0.4}, {"standard": 0.06, "mup": 0.06, "u-mup": 0.6}),
 }
@@ -54,20 +54,24 @@ def builder(name: str, parametrization: str, width: int, base: GPT) -> Any:
     return build
 
 
-def measure(widths: list[int], tokens: int, seed: int) -> dict[str, Any]:
-    """Held-out losses by method, parametrisation, width and learning rate."""
+def measure(widths: list[int], tokens: int, seed: int, keep: Path | None) -> dict[str, Any]:
+    """Held-out losses by method, parametrisation, width and learning rate; what `keep` holds is not measured again."""
     settings = Settings(tokens=tokens, layers=2, threads=1, seeds=1)
     text = corpus.load(None, settings.context)
     torch.manual_seed(seed)
     base = GPT(len(text.characters), widths[0], 2, widths[0] // HEAD_LENGTH, settings.context)
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = json.loads(keep.read_text()) if keep and keep.is_file() else {}
     cells = [(m, p, w, k) for m in METHODS for p in PARAMETRIZATIONS for w in widths for k in range(POINTS)]
     for name, parametrization, width, k in tqdm(cells, unit="run"):
         lr = METHODS[name][1][parametrization] * FACTOR ** (k - POINTS // 2)
+        losses = found.setdefault(name, {}).setdefault(parametrization, {}).setdefault(str(width), {})
+        if f"{lr:.4g}" in losses:
+            continue
         own = dataclasses.replace(settings, width=width, heads=width // HEAD_LENGTH).checked()
         record = train(builder(name, parametrization, width, base), own, seed, lr, text)
-        losses = found.setdefault(name, {}).setdefault(parametrization, {}).setdefault(str(width), {})
         losses[f"{lr:.4g}"] = record["loss"]
+        if keep:
+            keep.write_text(json.dumps(found, indent=1))
     return found
 
 
@@ -80,11 +84,13 @@ def draw(found: dict[str, Any]) -> bytes:
             low = min(values)
             for axes, parametrization in zip(row, PARAMETRIZATIONS, strict=True):
                 for i, (width, line) in enumerate(by[parametrization].items()):
-                    points = [(float(lr), loss) for lr, loss in line.items() if loss]
+                    points = sorted((float(lr), loss) for lr, loss in line.items() if loss)
                     color = ("#9ecae1", "#4292c6", "#08306b")[i % 3]
                     axes.plot(*zip(*points, strict=True), color=color, label=f"width {width}")
                     axes.plot(*min(points, key=lambda p: p[1]), "o", color=color)
                 axes.set_xscale("log")
+                axes.set_xticks(sorted(map(float, line)), sorted(line, key=float))
+                axes.minorticks_off()
                 axes.set_ylim(low - 0.05, min(max(values), low + 1.0))
                 axes.set_title(f"{name}, {parametrization}")
             row[0].set_ylabel("held-out loss, nats")
@@ -112,14 +118,12 @@ def drift(found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 128])
-    parser.add_argument("--tokens", type=int, default=65_536)
+    parser.add_argument("--tokens", type=int, default=49_152)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="where to keep all losses")
+    parser.add_argument("--json", type=Path, help="where to keep the losses, and to go on")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    found = measure(arguments.widths, arguments.tokens, arguments.seed)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=1))
+    found = measure(arguments.widths, arguments.tokens, arguments.seed, arguments.json)
     (DOCS / "width.png").write_bytes(draw(found))
     print(drift(found))
 
