@@ -40,7 +40,9 @@ def command(
     ] = None,
     adamw_lr: Annotated[
         float | None,
-        typer.Option(help="Learning rate of AdamW, which has embeddings, head and norms in every run.  [0.03]"),
+        typer.Option(
+            help="Learning rate of AdamW, which has embeddings, head and norms beside most optimisers.  [0.03]"
+        ),
     ] = None,
     weight_decay: Annotated[
         float | None, typer.Option(help="Weight decay of all matrices, in each optimiser's own way.  [0]")

@@ -149,6 +149,9 @@ def check_coisometry(case: Case) -> None:
     assert_close(dot(c, k), dot(h, m.conform(x, k)), "conform is not self-adjoint", ROUND_OFF)
     p = m.pull(x, case.noise(x))
     assert_close(m.conform(x, p), p, "pull(g) does not conform", ROUND_OFF)
+    f, tiny = m.frame(x), 1e-5
+    here, there = m._move(f, scale(h, tiny)), m._move(f, scale(c, tiny))
+    assert_close(here, there, "a step moves along the kernel of push", 100 * tiny**2)  # the retraction's second order
 
 
 @law

@@ -60,8 +60,8 @@ class AffineInvariant(SPDMetric):
         return h + rate * torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
 
     def step(self, L: Tensor, h: Tensor) -> Tensor:
-        """L exp(S) L^H."""
-        return square(exp_root(L, h))
+        """L exp(S) L^H, S the symmetric part of h: what treats rows and columns differently makes it other than h."""
+        return square(exp_root(L, sym(h)))
 
     def second_order(self, L: Tensor, h: Tensor) -> Tensor:
         """L (I + S + S^2 / 2) L^H."""
