@@ -181,6 +181,22 @@ def test_points_keep_their_rate():
     assert torch.equal(before, models[1][0].weight)
 
 
+def test_points_of_two_tensors_stay_together():
+    class Pair(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.B, self.A = nn.Parameter(torch.randn(width, 2)), nn.Parameter(torch.randn(2, width))
+            self.rest = nn.Linear(width, width)
+            constrain(self, ("B", "A"), steepest.FixedRank())
+
+    optimizer = width_transfer(AdamW, Pair(16), Pair(8), lr=0.1)
+    assert [(g["role"], g["param_names"], g["lr"]) for g in optimizer.param_groups] == [
+        ("point", ["B", "A"], 0.1),
+        ("matrix", ["rest.weight"], pytest.approx(0.05)),
+        ("other", ["rest.bias"], pytest.approx(0.1)),
+    ]
+
+
 def test_schedulers_and_state_go_on():
     model = Net(32)
     optimizer = width_transfer(Muon, model, Net(8), lr=0.1)

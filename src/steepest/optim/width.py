@@ -81,8 +81,8 @@ def width_transfer(
     groups: list[dict[str, Any]] = []
     for group in param_groups(model):
         alike: dict[Any, list[int]] = {}
-        for i in range(len(group["params"])):
-            alike.setdefault(weights[group["param_names"][i]].sizes, []).append(i)
+        for i, name in enumerate(group["param_names"]):  # points of several tensors stay together
+            alike.setdefault(weights[name].sizes if group["role"] != "point" else None, []).append(i)
         groups += [part_of(group, index) for index in alike.values()]
     result = optimizer(groups, **options)
     for group in result.param_groups:
