@@ -6,6 +6,7 @@ from torch import nn
 
 from steepest import Euclidean, constrain, param_groups, testing
 from steepest.optim import RoleOptimizer
+from steepest.optim.engine import PLAIN as UNDECLARED
 
 DECLARED = {
     "heads": ((12, 5), "(h d) i -> h d i", {"h": 3}),
@@ -16,6 +17,10 @@ DECLARED = {
     "heads in and out": ((12, 12), "(h d) (k e) -> h k d e", {"h": 3, "k": 2}),
 }
 MATRIX = [name for name, family in testing.optimizers().items() if issubclass(family, RoleOptimizer)]
+
+
+PLAIN = {**UNDECLARED, "role": "matrix"}
+"""A group that says so is not searched for constraints."""
 
 
 class Holder(nn.Module):
@@ -48,7 +53,7 @@ def test_each_matrix_moves_as_it_would_alone(name, declared):
     start = whole.weight.detach().clone()
     alone = [nn.Parameter(part.clone().contiguous()) for part in parts(start, declared)]
     family = testing.optimizers()[name]
-    optimizers = [family(param_groups(whole), lr=0.1), *(family([p], lr=0.1) for p in alone)]
+    optimizers = [family(param_groups(whole), lr=0.1), *(family([{"params": [p], **PLAIN}], lr=0.1) for p in alone)]
     generator = torch.Generator().manual_seed(1)
     for _ in range(3):
         whole.weight.grad = torch.randn(shape, generator=generator, dtype=torch.float64)

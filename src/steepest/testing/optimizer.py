@@ -88,13 +88,15 @@ class Problem:
 def places(every: bool = False) -> list[Place]:
     """The first example of every manifold, with real and with complex entries where it has such points. Metrics and
     retractions have passed the manifolds' own suite, and an optimiser sees no more of them than coordinates: unless
-    `every` one is asked for, one of each kind, by the tensors and blocks of a point and by whether momentum moves."""
+    `every` one is asked for, one of each kind, by the tensors and blocks of a point and by whether momentum moves, and
+    one that is complex."""
     kinds = {"real": torch.float64, "complex": torch.complex128}
     first = {type(m): (m, s) for m, s in reversed(manifolds())}
     found = [(m, s, kinds[kind]) for m, s in first.values() for kind in m.scalars]
     if every:
         return found
-    return list({(m.owners, m.block_ndims, m.identity_carry, t): (m, s, t) for m, s, t in found}.values())
+    kinds_of = {(m.owners, m.block_ndims, m.identity_carry): (m, s, t) for m, s, t in found if not t.is_complex}
+    return [*kinds_of.values(), next(place for place in found if place[2].is_complex)]
 
 
 def _run(factory: Factory, problem: Problem, steps: int, lr: float = 0.05) -> Optimizer:
