@@ -50,7 +50,6 @@ class NorMuon(MatrixOptimizer):
         scale: str = "keller_jordan",
         **shared: Unpack[MatrixShared],
     ) -> None:
-        norm = Norm.from_spec(norm).to_spec()
         super().__init__(params, options(locals()))
 
     def matrix_chain(self, group: dict[str, Any]) -> Chain:
@@ -95,7 +94,6 @@ class AdaMuon(MatrixOptimizer):
         norm: Norm | dict[str, Any] = Spectral(),  # noqa: B008  (a frozen value)
         **shared: Unpack[MatrixShared],
     ) -> None:
-        norm = Norm.from_spec(norm).to_spec()
         super().__init__(params, options(locals()))
 
     def matrix_chain(self, group: dict[str, Any]) -> Chain:

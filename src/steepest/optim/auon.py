@@ -40,7 +40,6 @@ class AuON(MatrixOptimizer):
         norm: Norm | dict[str, Any] = Spectral(),  # noqa: B008  (a frozen value)
         **shared: Unpack[MatrixShared],
     ) -> None:
-        norm = Norm.from_spec(norm).to_spec()
         super().__init__(params, options(locals()))
 
     def matrix_chain(self, group: dict[str, Any]) -> Chain:

@@ -33,7 +33,6 @@ class Composed(Optimizer):
         lr: float = 1e-3,
         **shared: Unpack[Shared],
     ) -> None:
-        transforms = chain_of(transforms).to_spec()
         super().__init__(params, options(locals()))
 
     def chain(self, group: dict[str, Any]) -> Chain:

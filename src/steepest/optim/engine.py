@@ -67,7 +67,7 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
         if isinstance(params, set):
             raise TypeError("params: got a set, which has no order; expected a list")
         self._forget()
-        super().__init__(params, {**self.shared, **defaults})
+        super().__init__(params, {**self.shared, **defaults, **self._plain(defaults)})
 
     @abc.abstractmethod
     def chain(self, group: dict[str, Any]) -> Chain:

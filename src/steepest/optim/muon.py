@@ -48,7 +48,6 @@ class Muon(MatrixOptimizer):
         scale: str = "keller_jordan",
         **shared: Unpack[MatrixShared],
     ) -> None:
-        norm = Norm.from_spec(norm).to_spec()
         super().__init__(params, options(locals()))
 
     def matrix_chain(self, group: dict[str, Any]) -> Chain:

@@ -49,7 +49,6 @@ class Scion(RoleOptimizer):
         weight_decay: float = 0.0,
         **shared: Unpack[Shared],
     ) -> None:
-        norm = Norm.from_spec(norm).to_spec()
         super().__init__(params, options(locals()))
 
     def chain(self, group: dict[str, Any]) -> Chain:

@@ -43,7 +43,6 @@ class Spectra(MatrixOptimizer):
         scale: str = "keller_jordan",
         **shared: Unpack[MatrixShared],
     ) -> None:
-        base = chain_of(base).to_spec()
         super().__init__(params, options(locals()))
 
     def matrix_chain(self, group: dict[str, Any]) -> Chain:

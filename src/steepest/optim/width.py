@@ -77,21 +77,15 @@ def width_transfer(
         word = "needs a" if base is None else "takes no"
         raise ValueError(f"base: {parametrization!r} {word} model of the width at which lr was found")
     weights = _weights(model, base)
-    hooks = list(_hooks(model, weights, parametrization))
-    groups: list[dict[str, Any]] = []
-    for group in param_groups(model):
-        alike: dict[Any, list[int]] = {}
-        for i, name in enumerate(group["param_names"]):  # points of several tensors stay together
-            alike.setdefault(weights[name].sizes if group["role"] != "point" else None, []).append(i)
-        groups += [part_of(group, index) for index in alike.values()]
-    result = optimizer(groups, **options)
+    hooks = list(_hooks(model, weights))
+    result = optimizer(list(_alike(model, weights)), **options)
     for group in result.param_groups:
-        rate = weights[group["param_names"][0]].rate(result.chain(group), parametrization)
+        rate = weights[group["param_names"][0]].rate(result.chain(group))
         group["lr"] *= rate
         if "weight_decay" in group:
             group["weight_decay"] /= rate
     for weight in weights.values() if init else ():
-        weight.rescale(parametrization)
+        weight.rescale()
     for module, factor in hooks:
         module.register_forward_pre_hook(functools.partial(_scale_input, factor=factor))
     return result
@@ -131,7 +125,7 @@ class _Weight:
         """What the learning rate depends on."""
         return self.is_table, tuple(self.p.shape), self.base is not None and tuple(self.base.shape)
 
-    def rate(self, chain: Chain, parametrization: str) -> float:
+    def rate(self, chain: Chain) -> float:
         """Factor of the learning rate."""
         if self.role == "point":
             return 1.0
@@ -152,8 +146,14 @@ class _Weight:
         n = self.shape(self.p)[1]
         return {"matrix": n**-0.5, "head": 1.0 if self.tied else 1 / n}.get(self.role, 1.0)
 
+    def input_factor(self) -> float:
+        """By what a hook scales the input of the layer."""
+        if self.tied:
+            return (self.base.shape[-1] if self.base is not None else 1) / self.p.shape[-1]
+        return self.multiplier() if self.base is None else 1.0
+
     @torch.no_grad()
-    def rescale(self, parametrization: str) -> None:
+    def rescale(self) -> None:
         """Bring the initial weights to their size."""
         size = _rms(self.p)
         if self.role == "point" or self.p.ndim < 2 or size == 0:
@@ -186,6 +186,15 @@ def _weights(model: nn.Module, base: nn.Module | None) -> dict[str, _Weight]:
     return found
 
 
+def _alike(model: nn.Module, weights: dict[str, _Weight]) -> Iterator[dict[str, Any]]:
+    """Groups whose parameters share a learning rate; points of several tensors stay together."""
+    for group in param_groups(model):
+        alike: dict[Any, list[int]] = {}
+        for i, name in enumerate(group["param_names"]):
+            alike.setdefault(weights[name].sizes if group["role"] != "point" else None, []).append(i)
+        yield from (part_of(group, index) for index in alike.values())
+
+
 def _mean_step(chain: Chain, x: Tensor, m: int) -> float:
     """The mean entry of a method's first step on a weight like x, along its gradient: signs of rank one over m."""
     generator = torch.Generator().manual_seed(0)
@@ -209,7 +218,7 @@ def _rms(p: Tensor) -> float:
     return p.detach().float().square().mean().sqrt().item()
 
 
-def _hooks(model: nn.Module, weights: dict[str, _Weight], parametrization: str) -> Iterator[tuple[nn.Module, float]]:
+def _hooks(model: nn.Module, weights: dict[str, _Weight]) -> Iterator[tuple[nn.Module, float]]:
     """Modules whose input has to be scaled, and by what."""
     by_id = {id(w.p): (name, w) for name, w in weights.items()}
     for module in model.modules():
@@ -217,10 +226,7 @@ def _hooks(model: nn.Module, weights: dict[str, _Weight], parametrization: str) 
             name, weight = by_id.get(id(p), ("", None))
             if weight is None or isinstance(module, nn.Embedding | nn.EmbeddingBag):
                 continue
-            if weight.tied:
-                factor = weight.base.shape[-1] / p.shape[-1] if weight.base is not None else 1 / p.shape[-1]  # type: ignore[union-attr]
-            else:
-                factor = weight.multiplier() if weight.base is None else 1.0
+            factor = weight.input_factor()
             if factor == 1:
                 continue
             if own != "weight":

@@ -127,17 +127,16 @@ def _descend(factory: Factory, problem: Problem, lr: float) -> float:
         for group in optimizer.param_groups:
             group["lr"] = lr * (1 - step / 60)
         try:
-            loss = problem.backward(optimizer)
+            if problem.backward(optimizer) <= 0.1 * first + tiny:
+                break
             optimizer.step()
         except ValueError:  # this lr diverges, and the optimiser says so
             return float("inf")
-        if loss <= 0.1 * first + tiny:
-            break
     last, residual = problem.loss().item(), optimizer.residual()
     if not last <= 100 * first + tiny:  # this lr diverges on a space without bounds
         return float("inf")
-    assert residual < 1e-9, f"{problem.manifold} in {problem.wide}: residual {residual:.2g} after {step + 1} steps"
-    return min(last, loss) / (first + tiny)
+    assert residual < 1e-9, f"{problem.manifold} in {problem.wide}: residual {residual:.2g} after {step} steps"
+    return last / (first + tiny)
 
 
 @_check
