@@ -1,5 +1,7 @@
 """The common suites on everything that a walk through the package finds."""
 
+import functools
+
 import pytest
 
 from steepest import testing
@@ -44,4 +46,5 @@ def test_transform(transform, check):
 @pytest.mark.parametrize("check", testing.OPTIMIZER_CHECKS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("name", testing.optimizers())
 def test_optimizer(name, check, every):
-    check(testing.optimizers()[name], testing.places(every))
+    optimizer = testing.optimizers()[name]
+    check(functools.partial(optimizer, **optimizer.in_suite), testing.places(every))

@@ -11,7 +11,7 @@ ROOT = Path(steepest.__file__).parent
 LAYERS = [
     {"spec", "checks"},
     {"linalg"},
-    {"manifolds", "norms"},
+    {"manifolds", "norms", "projectors"},
     {"transforms"},
     {"optim"},
     {"testing", "runs"},

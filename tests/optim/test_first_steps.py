@@ -50,6 +50,13 @@ def normuon(g):
     return even * polar(g).norm() / even.norm()
 
 
+def adafactor(g):
+    """The first second moment has rank one; parameters that are zero have the size eps."""
+    r, c = (g.square().mean(dim, keepdim=True) for dim in (1, 0))
+    u = g / (r @ c / r.mean()).sqrt()
+    return u / max(1, rms(u))
+
+
 def of(name, **options):
     return lambda params: getattr(steepest, name)(params, lr=1.0, **options)
 
@@ -78,6 +85,8 @@ FORMULAS = {
     "Dion of rank 2": (of("Dion", rank=2), lambda g: (g.shape[0] / g.shape[1]) ** 0.5 * dion(g, 2)),
     "Conda": (of("Conda", scale=1.0, eps=1e-14), conda),
     "SCALE": (of("SCALE"), lambda g: g / rms(g, 1)),
+    "Adafactor": (of("Adafactor", eps=(None, 1.0)), adafactor),
+    "SM3": (of("SM3"), lambda g: (1 - 0.9) * g.sign()),
     "Spectra": (
         of("Spectra", threshold=1.5),
         lambda g: max(1, g.shape[0] / g.shape[1]) ** 0.5 * clipped(g.sign(), 1.5),

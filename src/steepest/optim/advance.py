@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,11 +11,19 @@ from torch import Tensor
 from steepest.manifolds.base import Manifold
 from steepest.manifolds.euclidean import Euclidean
 from steepest.manifolds.tensors import as_tuple
-from steepest.transforms.base import Chain, Context, State
+from steepest.transforms.base import Blocks, Chain, Context, State
 
 
 def advance(
-    manifold: Manifold, chain: Chain, x: Any, g: Any, states: tuple[State, ...], left: Any, lr: Any, step: Any
+    manifold: Manifold,
+    chain: Chain,
+    x: Any,
+    g: Any,
+    states: tuple[State, ...],
+    left: Any,
+    lr: Any,
+    step: Any,
+    phase: Any = 0,
 ) -> tuple[Any, Any]:
     """Carry what has to follow the point, pull, transform, push and retract in one move.
 
@@ -29,15 +36,17 @@ def advance(
         left: where first-order state is at rest: a tuple of what `_leave` returned; None where it need not follow.
         lr: learning rate, a number or a tensor.
         step: number of this step, from 1, a number or a tensor.
+        phase: of periodic work: see `Context`.
 
     Returns:
         The points' new places, on plain tensors the direction against which they go instead; and `left` for the next
         step.
     """
     frame = manifold.frame(x)
+    h = as_tuple(manifold._pull(frame, g))
     if left is not None:
-        carry(manifold, left[0], frame, states, chain.carried)
-    h = chain.update(as_tuple(manifold._pull(frame, g)), states, Context(manifold, frame, lr, step))
+        carry(chain, left[0], h, states, Context(manifold, frame, lr, step - 1, phase=phase))
+    h = chain.update(h, states, Context(manifold, frame, lr, step, phase=phase))
     if isinstance(manifold, Euclidean):
         return h[0], None
     moves = chain.carried and not manifold.identity_carry
@@ -45,13 +54,13 @@ def advance(
     return manifold._move(frame, h if len(h) > 1 else h[0]), (manifold._leave(frame),) if moves else None
 
 
-def carry(manifold: Manifold, left: Any, frame: Any, states: tuple[State, ...], keys: Sequence[str]) -> None:
-    """Bring first-order state, that of the given keys, from a frame that its points have left to the one given."""
-    for key in keys:
-        old = tuple(state[key] for state in states)
-        new = as_tuple(manifold._carry(left, frame, old if len(old) > 1 else old[0]))
-        for kept, moved in zip(old, new, strict=True):
-            kept.copy_(moved)
+def carry(chain: Chain, left: Any, h: Blocks, states: tuple[State, ...], ctx: Context) -> None:
+    """Bring first-order state from a frame that its points have left to that of `ctx`, in which h are coordinates."""
+
+    def move(old: Blocks) -> Blocks:
+        return as_tuple(ctx.manifold._carry(left, ctx.frame, old if len(old) > 1 else old[0]))
+
+    chain.carry(states, h, ctx, move)
 
 
 class Compiled:
@@ -66,8 +75,9 @@ class Compiled:
         if layout not in self._functions:
             self._functions[layout] = torch.compile(advance, dynamic=False, **_own_cache())
         device = as_tuple(x)[0].device
-        *state, lr, step = rest
-        return self._functions[layout](manifold, chain, x, g, *state, _number(lr, device), _number(step, device))
+        *state, lr, step, phase = rest
+        numbers = [_number(value, device) for value in (lr, step, phase)]
+        return self._functions[layout](manifold, chain, x, g, *state, *numbers)
 
 
 def _number(value: float | Tensor, device: torch.device) -> Tensor:

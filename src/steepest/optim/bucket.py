@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from steepest.linalg.dispatch import BATCH, BATCHED_UP_TO
 from steepest.linalg.precision import rounded, widen
 from steepest.manifolds.base import Manifold
-from steepest.manifolds.tensors import as_tuple
+from steepest.manifolds.tensors import as_tuple, like
 from steepest.optim.advance import carry
 from steepest.optim.axes import from_matrix, to_matrix
 from steepest.optim.point import Point
@@ -37,8 +37,8 @@ class Bucket:
         """Every tensor's state dictionary and key, with the part of the storage that is there."""
         self.left: tuple[Any] | None = None
         """Where first-order state is at rest: what `_carry` needs of the frame that the points have left since."""
-        self.carried: tuple[str, ...] = ()
-        """Keys of that state."""
+        self.chain = Chain(())
+        """What that state belongs to."""
 
     @property
     def manifold(self) -> Manifold:
@@ -49,6 +49,14 @@ class Bucket:
     def layout(self) -> Any:
         """What tells this bucket's computation from that of others."""
         return self.manifold, len(self.points), self.points[0].layout
+
+    @cached_property
+    def phase(self) -> int:
+        """By which points that are too large for a batch do periodic work at other steps: the same on every replica,
+        and in a run that is resumed. Small ones do theirs together."""
+        point = self.points[0]
+        small = sum(p.numel() for p in point.params) <= BATCHED_UP_TO
+        return 0 if small else zlib.crc32(repr(point.names).encode()) % 2**20
 
     # Points. ----------------------------------------------------------------------------------------------------------
 
@@ -114,7 +122,7 @@ class Bucket:
 
     def is_started(self, chain: Chain) -> bool:
         """Whether there is state of all that the chain keeps; momentum, say, may have been turned on."""
-        return self.step > 0 and all(key in self.storage[0] for key in chain.carried)
+        return self.step > 0 and all(any(_within(k, key) for k in self.storage[0]) for key in chain.carried)
 
     def count(self) -> None:
         """One step more."""
@@ -124,7 +132,11 @@ class Bucket:
     def settle(self) -> None:
         """Carry first-order state to where the points are now, so that nothing need be kept but the tensors' states."""
         if self.left is not None:
-            carry(self.manifold, self.left[0], self.manifold.frame(self.gather()), self.storage, self.carried)
+            x = self.gather()
+            frame = self.manifold.frame(x)
+            h = as_tuple(self.manifold._pull(frame, like(x, [torch.zeros_like(t) for t in as_tuple(x)])))
+            ctx = Context(self.manifold, frame, 0.0, self.step, phase=self.phase)
+            carry(self.chain, self.left[0], h, self.storage, ctx)
             self.left = None
 
     def is_current(self) -> bool:
@@ -226,6 +238,11 @@ def keep_freed_memory() -> None:
     twice as long as the step itself. Other allocators do not mind.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8, device="cpu")
+
+
+def _within(key: str, name: str) -> bool:
+    """Whether a key is this name, or one under it."""
+    return f"{key}.".startswith(f"{name}.")
 
 
 def _stacked(values: Sequence[Tensor]) -> Tensor:

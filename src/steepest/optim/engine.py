@@ -57,6 +57,9 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
     """The options that it takes as all others do, with their defaults."""
     chains: ClassVar[tuple[str, ...]] = ()
     """Options that are chains of transforms."""
+    in_suite: ClassVar[dict[str, Any]] = {}
+    """Options with which the common suite runs it, on points of a dozen entries and for a few dozen steps, where its
+    defaults are made for thousands of both."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -320,10 +323,10 @@ def _update(bucket: Bucket, chain: Chain, group: dict[str, Any], compiled: Compi
     g = like(g, [-b for b in as_tuple(g)]) if group["maximize"] else g
     if not bucket.is_started(chain):
         frame = manifold.frame(x)
-        bucket.start(chain, as_tuple(manifold._pull(frame, g)), Context(manifold, frame, lr, step))
-    arguments = manifold, chain, x, g, bucket.storage, bucket.left, lr, step
+        bucket.start(chain, as_tuple(manifold._pull(frame, g)), Context(manifold, frame, lr, step, phase=bucket.phase))
+    arguments = manifold, chain, x, g, bucket.storage, bucket.left, lr, step, bucket.phase
     y, bucket.left = compiled.advance(bucket.layout, *arguments) if group["compile"] else advance(*arguments)
-    bucket.carried = chain.carried
+    bucket.chain = chain
     bucket.count()
     if isinstance(manifold, Euclidean):
         bucket.descend(y, lr, group["rounding"])

@@ -58,11 +58,11 @@ def _fits(point: Point) -> bool:
 def _kernel(chain: Chain) -> tuple[Kernel, dict[str, float]] | None:
     """The kernel, and the state that it keeps with its first values; None where torch has none."""
     match [link for link in chain.links if link != WeightDecay(0.0)]:
-        case [AdamScale() as adam]:
+        case [AdamScale(debias=True) as adam]:
             return partial(_adam, torch._fused_adamw_, adam, 0.0), _moments(adam)
-        case [AdamScale() as adam, WeightDecay() as decay]:
+        case [AdamScale(debias=True) as adam, WeightDecay() as decay]:
             return partial(_adam, torch._fused_adamw_, adam, decay.rate), _moments(adam)
-        case [WeightDecay() as decay, AdamScale() as adam]:
+        case [WeightDecay() as decay, AdamScale(debias=True) as adam]:
             return partial(_adam, torch._fused_adam_, adam, decay.rate), _moments(adam)
         case [Momentum(ema=False) as momentum]:
             return partial(_sgd, momentum, 0.0), {"momentum.buffer": 0.0}

@@ -9,6 +9,7 @@ from typing import Any
 from steepest.manifolds import Manifold
 from steepest.norms import Norm
 from steepest.optim import OPTIMIZERS, Optimizer
+from steepest.projectors import Projector
 from steepest.transforms import Transform
 
 
@@ -35,6 +36,12 @@ def transforms() -> list[Transform]:
     """Every example of every transform."""
     _walk("transforms")
     return [example for _, family in sorted(Transform.known.items()) for example in family.examples()]
+
+
+def projectors() -> list[Projector]:
+    """Every example of every projector."""
+    _walk("projectors")
+    return [example for _, family in sorted(Projector.known.items()) for example in family.examples()]
 
 
 def optimizers() -> dict[str, type[Optimizer]]:

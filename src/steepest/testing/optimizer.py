@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -133,7 +134,7 @@ def _descend(factory: Factory, problem: Problem, lr: float) -> float:
         except ValueError:  # this lr diverges, and the optimiser says so
             return float("inf")
     last, residual = problem.loss().item(), optimizer.residual()
-    if not last <= 100 * first + tiny:  # this lr diverges on a space without bounds
+    if not (last <= 100 * first + tiny and math.isfinite(residual)):  # this lr diverges on a space without bounds
         return float("inf")
     assert residual < 1e-9, f"{problem.manifold} in {problem.wide}: residual {residual:.2g} after {step} steps"
     return last / (first + tiny)
@@ -255,7 +256,7 @@ def check_half_precision(factory: Factory, places: list[Place]) -> None:
         assert optimizer.residual() < 0.1, f"{manifold}: residual {optimizer.residual():.2g} in bfloat16"
         assert problem.loss().item() <= first, f"{manifold}: the loss does not fall in bfloat16"
         for state in optimizer.state.values():
-            dtypes = {v.dtype for v in state.values()}
+            dtypes = {v.dtype for v in state.values() if v.is_floating_point()}
             assert dtypes <= {torch.float32, torch.float64}, f"{manifold}: state in {dtypes}"
 
 

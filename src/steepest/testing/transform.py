@@ -116,15 +116,25 @@ def check_state(transform: Transform) -> None:
     for make in _runs(transform, (3,)):
         run = make()
         h = run.gradient(0)
-        for state, block in zip(run.states, h, strict=True):
+        for state in run.states:
             for key, value in state.items():
                 assert isinstance(value, Tensor), f"state {key} is no tensor"
                 assert key.startswith(f"{transform.name}."), f"state {key} is not under {transform.name}."
                 assert value.shape[:1] == (3,), (
                     f"state {key} of shape {tuple(value.shape)} does not begin with the batch"
                 )
-            for key in run.chain.carried:
-                assert state[key].shape == block.shape, f"carried state {key} is not like the coordinates"
+        seen: list[tuple[Tensor, ...]] = []
+        run.chain.carry(run.states, h, run.context, functools.partial(_noted, seen))
+        assert len(seen) == len(run.chain.carried), "first-order state is missing"
+        for blocks in seen:
+            same = [a.shape == b.shape for a, b in zip(blocks, h, strict=True)]
+            assert all(same), "carried state is not like the coordinates"
+
+
+def _noted(seen: list[tuple[Tensor, ...]], blocks: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The blocks as they are, kept in `seen`."""
+    seen.append(blocks)
+    return blocks
 
 
 @_check

@@ -24,6 +24,7 @@ class AdagradScale(Transform):
     initial: float = 0.0
 
     entrywise: ClassVar[bool] = True
+    positive: ClassVar[tuple[str, ...]] = ("sum",)
 
     def __post_init__(self) -> None:
         check_range("eps", self.eps)

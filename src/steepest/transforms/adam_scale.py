@@ -17,6 +17,7 @@ from steepest.transforms.base import Context, State, Transform
 class AdamScale(Transform):
     """m / (sqrt(v) + eps), m and v the bias-corrected averages of h and of its squared entries.
 
+    Without `debias` m and v stay as they are, short at first, as in Devlin et al. 2019 (BERT, 1810.04805).
     With `amsgrad`, v is replaced by its largest value so far. Entrywise, so that it depends on the frame's choice of
     axes; every frame here varies smoothly with the point. The real and the imaginary part of a complex entry are two
     entries, each with its own moments, as in torch.optim.Adam: that depends on phases, where the average of |h|^2 would
@@ -28,9 +29,11 @@ class AdamScale(Transform):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     amsgrad: bool = False
+    debias: bool = True
 
     entrywise: ClassVar[bool] = True
     carried: ClassVar[tuple[str, ...]] = ("first",)
+    positive: ClassVar[tuple[str, ...]] = ("second", "largest")
 
     def __post_init__(self) -> None:
         check_range("betas[0]", self.betas[0], 0, 1, open_high=True)
@@ -48,7 +51,7 @@ class AdamScale(Transform):
 
     def update(self, h: Tensor, state: State, ctx: Context) -> Tensor:
         """Adam's direction."""
-        if has_fused(h, state["first"]) and not torch.compiler.is_compiling():
+        if self.debias and has_fused(h, state["first"]) and not torch.compiler.is_compiling():
             step = torch.zeros_like(h)
             moments = [[state[key]] for key in self.keys]
             count = torch.full((), ctx.step, dtype=torch.float32, device=h.device)
@@ -59,6 +62,8 @@ class AdamScale(Transform):
         v = state["second"].mul_(beta2).addcmul_(h, h, value=1 - beta2)
         if self.amsgrad:
             v = torch.maximum(state["largest"], v, out=state["largest"])
+        if not self.debias:
+            return m / v.sqrt().add_(self.eps)
         root = v.sqrt().div_((1 - beta2**ctx.step) ** 0.5).add_(self.eps)
         return (m / root).div_(1 - beta1**ctx.step)
 
@@ -104,7 +109,7 @@ class AdamScale(Transform):
     @classmethod
     def examples(cls) -> list[Transform]:
         """Adam and AMSGrad."""
-        return [cls(), cls((0.9, 0.99), amsgrad=True)]
+        return [cls(), cls((0.9, 0.99), amsgrad=True), cls(debias=False)]
 
 
 def has_fused(h: Tensor, like: Tensor) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -29,6 +30,8 @@ class Context:
     """Number of this step, from 1."""
     block: int = 0
     """Index of the block at hand."""
+    phase: int = 0
+    """A number that differs from point to point, so that what is due now and then is not done for all at once."""
 
     @property
     def ndim(self) -> int:
@@ -51,17 +54,29 @@ class Transform(Spec, abc.ABC):
     entrywise: ClassVar[bool] = False
     """Whether every real number is treated by itself: a complex block, and its state, then come as real ones with one
     dimension more, of real and imaginary part, which `Context.ndim` does not count."""
+    of_point: ClassVar[bool] = False
+    """Whether it looks at the point itself, and not only at coordinates."""
     carried: ClassVar[tuple[str, ...]] = ()
     """Keys of first-order state: coordinates that must follow the point when it moves."""
+    positive: ClassVar[tuple[str, ...]] = ()
+    """Keys of state that is never negative, such as variances."""
 
     @property
     def name(self) -> str:
         """Prefix of this transform's state keys."""
-        return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(self).__name__).lower()
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(self).__name__).lower()
 
     def init(self, h: Any, ctx: Context) -> State:
         """State for coordinates like `h`; every tensor begins with h's batch dimensions."""
         return {}
+
+    def first_order(self, key: str, state: State, like: Tensor, ctx: Context) -> Tensor:
+        """The state of this key as coordinates of the shape of `like`, from however it is kept."""
+        return state[key]
+
+    def set_first_order(self, key: str, value: Tensor, state: State, ctx: Context) -> None:
+        """Replace the state of this key, given as such coordinates."""
+        state[key].copy_(value)
 
     @abc.abstractmethod
     def update(self, h: Any, state: State, ctx: Context) -> Any:
@@ -106,6 +121,17 @@ class Chain:
             else:
                 h = tuple(_run(link, block, state, here) for block, state, here in zip(h, states, at, strict=True))
         return h
+
+    def carry(self, states: tuple[State, ...], like: Blocks, ctx: Context, move: Callable[[Blocks], Blocks]) -> None:
+        """Apply `move`, from coordinates of all blocks to such coordinates, to all first-order state; `like` are
+        coordinates of these shapes, and `ctx` is of the step after which the state was left."""
+        at = _each_block(ctx, like)
+        for link in self.links:
+            own = [_own(link, state) for state in states]
+            for key in link.carried:
+                old = (link.first_order(key, *args) for args in zip(own, like, at, strict=True))
+                for value, state, here in zip(move(tuple(old)), own, at, strict=True):
+                    link.set_first_order(key, value, state, here)
 
     def to_spec(self) -> list[dict[str, Any]]:
         """The transforms as plain values, which `chain_of` reads."""
@@ -152,8 +178,7 @@ def _init(link: Transform, h: Any, ctx: Context) -> State:
 def _run(link: Transform, h: Any, state: State, ctx: Context) -> Any:
     """One link, on the part of the state that is its own, under its own keys; an entry that it replaced is copied back,
     as the tensors of `state` may be views into a batch."""
-    start = len(link.name) + 1
-    own = {key[start:]: value for key, value in state.items() if key.startswith(link.name + ".")}
+    own = _own(link, state)
     split = link.entrywise and h.is_complex()
     if split:
         h, own = _parts(h), {key: _parts(value) if value.is_complex() else value for key, value in own.items()}
@@ -163,6 +188,12 @@ def _run(link: Transform, h: Any, state: State, ctx: Context) -> Any:
         if own[key] is not value:
             value.copy_(own[key])
     return _whole(h) if split else h
+
+
+def _own(link: Transform, state: State) -> State:
+    """A link's part of the state, under its own keys."""
+    start = len(link.name) + 1
+    return {key[start:]: value for key, value in state.items() if key.startswith(link.name + ".")}
 
 
 def _parts(z: Tensor) -> Tensor:

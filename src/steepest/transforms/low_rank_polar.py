@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import ClassVar
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from steepest.checks import check_range
 from steepest.transforms.base import Context, State, Transform, as_matrix
+from steepest.transforms.ranks import check_rank, rank_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +41,7 @@ class LowRankPolar(Transform):
     carried: ClassVar[tuple[str, ...]] = ("buffer",)
 
     def __post_init__(self) -> None:
-        if isinstance(self.rank, bool) or not isinstance(self.rank, int | float):
-            raise TypeError(f"rank: expected an int or a float, got {self.rank!r}")
-        check_range("rank", self.rank, open_low=True)
-        if self.rank > 1 and self.rank != int(self.rank):
-            raise ValueError(
-                f"rank: got {self.rank}, expected a whole number, or a fraction of the shorter side up to 1.0"
-            )
+        check_rank(self.rank)
         check_range("beta", self.beta, 0, 1)
         check_range("eps", self.eps)
 
@@ -55,8 +49,7 @@ class LowRankPolar(Transform):
         """No momentum, a random Q."""
         x = _tall(as_matrix(h, ctx.ndim))
         n = x.shape[-1]
-        share = isinstance(self.rank, float) and self.rank <= 1
-        r = min(math.ceil(self.rank * n) if share else int(self.rank), n)
+        r = rank_of(self.rank, x.shape)
         generator = torch.Generator().manual_seed(n)
         start = torch.randn(n, r, generator=generator, dtype=x.dtype).to(x.device)
         return {"buffer": torch.zeros_like(h), "basis": start.expand(*x.shape[:-2], n, r).clone()}

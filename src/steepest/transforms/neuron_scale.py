@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ class NeuronScale(Transform):
 
     beta: float = 0.95
     eps: float = 1e-10
+
+    positive: ClassVar[tuple[str, ...]] = ("second",)
 
     def __post_init__(self) -> None:
         check_range("beta", self.beta, 0, 1, open_high=True)

@@ -24,6 +24,7 @@ class RMSScale(Transform):
     eps: float = 1e-8
 
     entrywise: ClassVar[bool] = True
+    positive: ClassVar[tuple[str, ...]] = ("second",)
 
     def __post_init__(self) -> None:
         check_range("beta", self.beta, 0, 1, open_high=True)

@@ -37,6 +37,7 @@ class SpectralScale(Transform):
     every: int = 2000
 
     carried: ClassVar[tuple[str, ...]] = ("first",)
+    positive: ClassVar[tuple[str, ...]] = ("second",)
 
     def __post_init__(self) -> None:
         check_range("betas[0]", self.betas[0], 0, 1, open_high=True)

@@ -25,6 +25,7 @@ class WeightDecay(Transform):
     rate: float = 0.01
 
     joint: ClassVar[bool] = True
+    of_point: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_range("weight_decay", self.rate)

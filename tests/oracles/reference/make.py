@@ -1,4 +1,4 @@
-"""Write the numbers that the official implementations of the spectral optimisers give, one JSON file per method.
+"""Write the numbers that the official implementations of spectral and low-rank optimisers give, one JSON per method.
 
     python tests/oracles/reference/make.py --source DIR
 
@@ -15,10 +15,21 @@ numbers):
     mlolab/llm-spectral-clipping              ed9df11d797aa94f312f4d7810d5f8cd8ddc9897
     LIONS-EPFL/scion                          f58a393e010395a5913176be5673d8839caa6285
     google/automl                             6a54c8741e7c3265d4547c4f35f47a0391122dc5
+    jiaweizzhao/GaLore                        galore-torch 1.0 (PyPI)
+    xichen-fy/Fira                            5c28b13408282b3ee65386b110318659412ddad9
+    zhuhanqing/APOLLO                         76b34725abcbd45aa47d8fdf831c8b5ba6d34dde
+    BorealisAI/flora-opt                      f329bbc1b6dd08f0d677d369f77ef8cfcae4fcef
+    bytedance/coap                            deabc3a671f63f9a8b49066c925d9df6b260089e
+    kyleliang919/Online-Subspace-Descent      e694775980036a62d2019957f075ff2c5c1c68ad
+    IST-DASLab/ISTA-DASLab-Optimizers         4c98e6e7d8a51147cc8fdd77458baac881852b56
+
+GaLore is the wheel of that version, unpacked in a folder GaLore.
 
 Nothing of them is kept here but numbers. Their code runs as it is, except that it runs in float64 throughout: casts to
 bfloat16 and float32 are taken out, buffers "on cuda" are on the CPU, and torch.compile is left away. A file holds
-several cases: options, the parameters after 1 and after 20 steps of `problem`, and what else the method started from.
+several cases: options, the parameters after 1 and after 20 steps of `problem`, and what else the method started from
+or drew. "bases" are the projections, a list for every refresh and in it a matrix for every parameter, with as many
+columns as the rank has: the low-rank gradient is G @ basis of a tall or square G, and basis.T @ G of a wide one.
 """
 
 from __future__ import annotations
@@ -41,10 +52,24 @@ import torch
 from problem import MATRICES, STEPS, VECTOR, problem, trace
 from torch import Tensor, nn
 
-COMMITS = {words[0]: words[1] for line in __doc__.splitlines() if len(words := line.split()) == 2 and "/" in words[0]}
+TABLE = [line.split(maxsplit=1) for line in __doc__.splitlines() if line.startswith("    ")]
+COMMITS = {repository: commit for repository, commit in TABLE if "/" in repository}
 HERE = Path(__file__).parent
 Params = list[nn.Parameter]
 Options = dict[str, Any]
+
+# What the official code imports and these runs do not use.
+UNUSED = (
+    "accelerate",
+    "bitsandbytes",
+    "bitsandbytes.functional",
+    "coap_torch.projection.coap_high_order_tensor",
+    "ista_daslab_optimizers.utils.newton_schulz_triton",
+    "transformers",
+    "transformers.utils",
+    "transformers.utils.versions",
+    "wandb",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,16 +129,30 @@ def float64() -> Iterator[None]:
 
 
 def load(source: Path, method: Method) -> Any:
-    """The module, with its folder as a package, so that its relative imports work and its `__init__` does not run."""
-    versions = types.ModuleType("transformers.utils.versions")
-    versions.require_version = lambda *_: None
-    sys.modules |= {name: types.ModuleType(name) for name in ("transformers", "transformers.utils")}
-    sys.modules[versions.__name__] = versions
-    file = source / method.repository.rpartition("/")[2] / method.path
-    package = types.ModuleType("official_" + "".join(c if c.isalnum() else "_" for c in str(file.parent)))
-    package.__path__ = [str(file.parent)]
-    sys.modules[package.__name__] = package
-    return importlib.import_module(f"{package.__name__}.{file.stem}")
+    """The module, new for each case, so that builders may change it; of the packages around it no `__init__` runs."""
+    folder = source / method.repository.rpartition("/")[2]
+    names = Path(method.path).with_suffix("").parts
+    for loaded in [name for name in sys.modules if name.partition(".")[0] == names[0]]:
+        del sys.modules[loaded]
+    for i in range(1, len(names)):
+        package = types.ModuleType(".".join(names[:i]))
+        package.__path__ = [str(folder.joinpath(*names[:i]))]
+        sys.modules[package.__name__] = package
+    sys.modules |= {name: mock.MagicMock() for name in UNUSED}
+    with mock.patch.object(sys, "path", [str(folder), *sys.path]):
+        return importlib.import_module(".".join(names))
+
+
+def write_down(extra: Options, key: str, value: Tensor, params: Params) -> None:
+    """Add a parameter's value to the list of this refresh, and begin the next list when this one has all parameters."""
+    refreshes = extra.setdefault(key, [])
+    if not refreshes or len(refreshes[-1]) == len(params):
+        refreshes.append([])
+    refreshes[-1].append(value.tolist())
+
+
+def tall(x: Tensor) -> Tensor:
+    return x if x.shape[0] >= x.shape[1] else x.T
 
 
 # The methods. -----------------------------------------------------------------------------------------------------
@@ -201,6 +240,80 @@ def build_lion(module: Any, params: Params, options: Options, extra: Options) ->
     return module.Lion(params, **options)
 
 
+def build_galore(module: Any, params: Params, options: Options, extra: Options) -> Any:
+    """GaLore's AdamW and those made from it: options of the projection belong to the group. Writes the bases down."""
+    projector = next(vars(module)[name] for name in ("GradientProjector", "GaLoreProjector") if name in vars(module))
+    official = projector.get_orthogonal_matrix
+
+    def get_orthogonal_matrix(*args: Any, **kwargs: Any) -> Tensor:
+        matrix = official(*args, **kwargs)
+        write_down(extra, "bases", tall(matrix), params)
+        return matrix
+
+    projector.get_orthogonal_matrix = get_orthogonal_matrix
+    group = {name: value for name, value in options.items() if name in PROJECTION}
+    others = {name: value for name, value in options.items() if name not in PROJECTION}
+    names = [None] * len(params)  # that Online Subspace Descent logs under
+    return module.AdamW([{"params": params, "names": names, **group}], no_deprecation_warning=True, **others)
+
+
+def build_flora(module: Any, params: Params, options: Options, extra: Options) -> Any:
+    """Write the bases down; they are drawn from their seeds again and again."""
+    official, seen = module.stable_randn, set()
+
+    def stable_randn(shape: tuple[int, int], seed: int, **kwargs: Any) -> Tensor:
+        drawn = official(shape, seed=seed, **kwargs)
+        if seed not in seen:
+            seen.add(seed)
+            write_down(extra, "bases", tall(drawn) / math.sqrt(options["rank"]), params)
+        return drawn
+
+    module.stable_randn = stable_randn
+    return module.Flora(params, **options)
+
+
+def build_coap(module: Any, params: Params, options: Options, extra: Options) -> Any:
+    """Write down the matrix of each parameter's first sketch, drawn here as it is there."""
+    projection = sys.modules[module.MatrixCOAP.__module__]
+    official = projection.compute_orthogonal
+
+    def compute_orthogonal(matrix: Tensor, rank: int, omega: Tensor | None = None) -> Tensor:
+        if omega is None:
+            omega = torch.randn(matrix.shape[1], rank, generator=torch.Generator().manual_seed(3407))
+            extra.setdefault("omega", []).append(omega.tolist())
+        return official(matrix, rank, omega)
+
+    projection.compute_orthogonal = compute_orthogonal
+    return module.AdamW(params, **options)
+
+
+def build_trion(module: Any, params: Params, options: Options, extra: Options) -> Any:
+    """One process, and the three names that the module uses and does not define."""
+    module.device, module.dtype = "cpu", torch.float64
+    module.get_dct_matrix = lambda size, key, device, dtype: module.GlobalCache.get("ortho", key)
+    one = {"get_world_size": lambda: 1, "get_rank": lambda: 0, "all_gather": lambda tensor_list, tensor: None}
+    module.dist = types.SimpleNamespace(**one)
+    return module.Trion([{"params": params, "use_muon": True, **options}])
+
+
+def build_dct_adamw(module: Any, params: Params, options: Options, extra: Options) -> Any:
+    """Rotate states into new memory (theirs is the product's input and output at once); write the indices down."""
+    projector = module.FFTLowRankProjector
+    official = projector.change_subspace
+
+    def change_subspace(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+        low = official(self, *args, **kwargs)
+        write_down(extra, "indices", self.indices_crt, params)
+        return low
+
+    def rotate_subspace(self: Any, rotation: Tensor, state: Tensor) -> None:
+        state.copy_(state @ rotation if self.is_right_proj else rotation @ state)
+
+    projector.change_subspace, projector.rotate_subspace = change_subspace, rotate_subspace
+    module.print = lambda *_: None
+    return module.DCTAdamW(params, proj="dct", **options)
+
+
 def scion_cases(norm: str, *more: Case, **norm_kwargs: Any) -> list[Case]:
     of_norm = {"norm": norm, "norm_kwargs": norm_kwargs}
     return [
@@ -210,7 +323,23 @@ def scion_cases(norm: str, *more: Case, **norm_kwargs: Any) -> list[Case]:
     ]
 
 
+def dct_cases(name: str, options: Options) -> list[Case]:
+    return [Case(name, options, ((6, 4), (4, 6))), Case(f"{name}, square", options, ((5, 5),))]
+
+
 ADAMW = {"lr": 0.05, "betas": (0.9, 0.95), "weight_decay": 0.1}
+PROJECTION = ("rank", "update_proj_gap", "proj_type", "scale", "alpha", "proj", "scale_type")
+GALORE = {"lr": 0.05, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.0, "rank": 2, "proj_type": "std"}
+FAST = {"betas": (0.8, 0.9)}
+DECAY = {"eps": 0.1, "weight_decay": 0.1}
+APOLLO = {**GALORE, "proj": "random", "scale_type": "channel", "scale": 1.0}
+MINI = {**APOLLO, "rank": 1, "scale_type": "tensor", "scale": 128, "update_proj_gap": 200}
+ONLINE = {**GALORE, "proj_type": "continuous"}
+FLORA = {"lr": 0.05, "rank": 2, "beta1": 0.9, "kappa": 200, "weight_decay": 0.0, "scale_parameter": True}
+COAP = {"lr": 0.05, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.0, "rank": 2, "scale": 1.0}
+COAP_OFTEN = {**COAP, **FAST, "update_interval": 3, "reproject_factor": 2}
+TRION = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.0, "rank": 2, "ns_type": "torch", "use_makhoul": False}
+DCT = {"lr": 0.05, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "rank": 2, "update_proj_gap": 1}
 SPECTRA = ("mlolab/llm-spectral-clipping", "src/optim/spectra.py", build_spectra)
 SCION = ("LIONS-EPFL/scion", "scion.py", build_scion)
 
@@ -363,6 +492,113 @@ METHODS: dict[str, Method] = {
             Case("default", {"lr": 0.01, "betas": (0.9, 0.99), "weight_decay": 0.0}, MATRICES + VECTOR),
             Case("decay", {"lr": 0.1, "betas": (0.8, 0.9), "weight_decay": 0.1}, MATRICES + VECTOR),
         ],
+    ),
+    "galore": Method(
+        "jiaweizzhao/GaLore",
+        "galore_torch/adamw.py",
+        build_galore,
+        [
+            Case("default", {**GALORE, "update_proj_gap": 200, "scale": 0.25}),
+            Case("refreshed", {**GALORE, **FAST, "update_proj_gap": 5, "scale": 1.0}),
+            Case("decay", {**GALORE, **DECAY, "update_proj_gap": 200, "scale": 0.25}),
+            Case("reverse", {**GALORE, "proj_type": "reverse_std", "update_proj_gap": 5, "scale": 0.25}),
+        ],
+        "the SVD runs in float64; with reverse_std, bases are of the longer side: the low-rank gradient is basis.T @ G "
+        "of a tall or square G, and G @ basis of a wide one",
+    ),
+    "fira": Method(
+        "xichen-fy/Fira",
+        "optimizer_torch/fira_adamw.py",
+        build_galore,
+        [
+            Case("default", {**GALORE, "update_proj_gap": 200, "alpha": 0.25}),
+            Case("refreshed", {**GALORE, **FAST, "update_proj_gap": 5, "alpha": 1.0}),
+            Case("decay", {**GALORE, **DECAY, "update_proj_gap": 5, "alpha": 0.25}),
+        ],
+        "the SVD runs in float64",
+    ),
+    "apollo": Method(
+        "zhuhanqing/APOLLO",
+        "apollo_torch/apollo.py",
+        build_galore,
+        [
+            Case("channel", {**APOLLO, "update_proj_gap": 200}),
+            Case("refreshed", {**APOLLO, **FAST, "update_proj_gap": 5}),
+            Case("decay", {**APOLLO, **DECAY, "update_proj_gap": 5, "scale": 2.0}),
+            Case("unlimited", {**APOLLO, "update_proj_gap": 5, "disable_nl": True}),
+            Case("mini", {**MINI, "scale_front": False}),
+            Case("mini front", {**MINI, "scale_front": True}),
+        ],
+        "projections are drawn in float64",
+    ),
+    "flora": Method(
+        "BorealisAI/flora-opt",
+        "flora_opt/optimizers/torch/flora.py",
+        build_flora,
+        [
+            Case("default", FLORA),
+            Case("refreshed", {**FLORA, "kappa": 5}),
+            Case("decay", {**FLORA, "weight_decay": 0.1}),
+            Case("no scale", {**FLORA, "scale_parameter": False}),
+            Case("no momentum", {**FLORA, "beta1": None}),
+        ],
+        "projections are drawn in float64; a case without momentum has none",
+    ),
+    "coap": Method(
+        "bytedance/coap",
+        "coap_torch/optimizer/adamw.py",
+        build_coap,
+        [
+            Case("default", {**COAP, "update_interval": 32, "reproject_factor": 2, "restore_state": False}),
+            Case("updated", {**COAP_OFTEN, "restore_state": False}),
+            Case("restored", {**COAP_OFTEN, "restore_state": True}),
+            Case("decay", {**COAP_OFTEN, **DECAY, "restore_state": False}),
+        ],
+        "omega, which a parameter's first sketch multiplies, is drawn in float64 from their seed, and has as many rows "
+        "as the shorter side",
+    ),
+    "online_subspace_descent": Method(
+        "kyleliang919/Online-Subspace-Descent",
+        "galore_torch/adamw.py",
+        build_galore,
+        [
+            Case("default", {**ONLINE, "update_proj_gap": 200, "scale": 0.25}),
+            Case("decay", {**ONLINE, **FAST, **DECAY, "update_proj_gap": 20, "scale": 1.0}),
+            Case(
+                "schedule",
+                {**ONLINE, "update_proj_gap": 20, "scale": 1.0},
+                lr_factors=[1 - t / STEPS for t in range(STEPS)],
+            ),
+        ],
+        "the SVD runs in float64; the bases are the first ones",
+    ),
+    "trion": Method(
+        "IST-DASLab/ISTA-DASLab-Optimizers",
+        "ista_daslab_optimizers/fft_low_rank/trion.py",
+        build_trion,
+        [
+            Case("dion", {**TRION, "scaling_type": "dion"}),
+            Case("kj", {**TRION, "scaling_type": "kj"}),
+            Case("decay", {**TRION, "lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "scaling_type": "dion"}),
+        ],
+        "one process; device, dtype and get_dct_matrix, which the module uses and does not define, are given to it: "
+        "the parameter's, and the matrix that trion_update has put into the cache",
+    ),
+    "dct_adamw": Method(
+        "IST-DASLab/ISTA-DASLab-Optimizers",
+        "ista_daslab_optimizers/fft_low_rank/dct_adamw.py",
+        build_dct_adamw,
+        [
+            *dct_cases("default", {**DCT, "use_ef": False, "rotate_subspace": False}),
+            *dct_cases("feedback", {**DCT, "use_ef": True, "rotate_subspace": False}),
+            *dct_cases("rotated", {**DCT, **FAST, "use_ef": False, "rotate_subspace": True}),
+            *dct_cases("both", {**DCT, **FAST, **DECAY, "use_ef": True, "rotate_subspace": True}),
+            *dct_cases("rare", {**DCT, **FAST, "use_ef": True, "rotate_subspace": True, "update_proj_gap": 5}),
+            *dct_cases("makhoul", {**DCT, "use_ef": True, "rotate_subspace": True, "sim_type": "makhoul"}),
+        ],
+        "states are rotated into new memory, where torch.matmul(w, R, out=w) loses them; matrices of a run have one "
+        "shorter side, since the optimiser makes one DCT matrix; indices are the chosen columns, for each refresh "
+        "and in it for each parameter, in the order in which torch.topk(sorted=False) gave them",
     ),
 }
 

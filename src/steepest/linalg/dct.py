@@ -1,0 +1,44 @@
+"""The discrete cosine transform, an orthogonal basis that no gradient has to be asked for."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from steepest.linalg.autograd import plain
+
+
+def dct(x: Tensor) -> Tensor:
+    """The orthonormal transform of type II along the last axis of x `(*b, n)`: x `dct_matrix(n)`, through one FFT of n
+    numbers (Makhoul 1980)."""
+    n = x.shape[-1]
+    if x.is_complex():
+        return torch.complex(dct(x.real), dct(x.imag))
+    order = torch.cat([torch.arange(0, n, 2), torch.arange(1, n, 2).flip(0)]).to(x.device)
+    spectrum = torch.fft.rfft(x.index_select(-1, order))
+    k = torch.arange(spectrum.shape[-1], device=x.device, dtype=x.dtype)
+    turned = spectrum * torch.polar(torch.full_like(k, math.sqrt(2 / n)), -math.pi / (2 * n) * k)
+    # of a real sequence the second half of the spectrum is the first one's conjugate, a quarter turn away
+    rest = -turned.imag[..., 1 : (n + 1) // 2].flip(-1)
+    out = torch.cat([turned.real, rest], -1)
+    out[..., 0] *= math.sqrt(0.5)
+    return out
+
+
+def dct_matrix(n: int, like: Tensor) -> Tensor:
+    """The orthogonal D `(n, n)` with `dct(x)` = x D, of the dtype and on the device of `like`: column k is the cosine
+    of k half waves. One is kept for each size, dtype and device."""
+    if not plain(like):
+        return _dct_matrix.__wrapped__(n, like.dtype, like.device)
+    return _dct_matrix(n, like.dtype, like.device)
+
+
+@lru_cache(maxsize=64)
+def _dct_matrix(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    rows = torch.arange(n, dtype=torch.float64)
+    d = math.sqrt(2 / n) * torch.cos(math.pi / n * (rows[:, None] + 0.5) * rows)
+    d[:, 0] *= math.sqrt(0.5)
+    return d.to(dtype).to(device)

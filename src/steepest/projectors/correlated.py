@@ -1,0 +1,85 @@
+"""A subspace that is corrected to agree with the momentum."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from steepest.checks import check_range
+from steepest.linalg.basis import orthonormal_basis
+from steepest.projectors.base import Moment, Projector, State
+from steepest.projectors.gaussian import gaussian
+from steepest.projectors.principal import leading_vectors
+
+
+@dataclasses.dataclass(frozen=True)
+class Correlated(Projector):
+    """Correlation-aware projection: every so often one gradient step on P for the product of what the projection leaves
+    out and of how little the lifted momentum points along the gradient,
+
+        mean((x P P^H - x)^2) (1 - mean_i cos((M P^H)_i, x_i)),
+
+    M the momentum in the subspace, i the rows; and at each `anew`-th of these moves P from the gradient itself, by one
+    power iteration from the old P and a small SVD.
+
+    Args:
+        every: steps between moves.
+        lr: of the gradient step, whose gradient is cut to norm one.
+        anew: moves from one computation from scratch to the next.
+
+    Xiao et al. 2024, "COAP" (2412.00071), equations 5 and 6. Their code takes the cosines along the columns where the
+    matrix is wide; here they are along its longer side's vectors, so that a transposed matrix goes the transposed way.
+    """
+
+    every: int = 32
+    lr: float = 0.1
+    anew: int = 5
+
+    needs_momentum: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("lr", self.lr)
+        check_range("anew", self.anew, 1)
+
+    def init(self, x: Tensor, rank: int) -> State:
+        """What the first power iteration starts from."""
+        start = gaussian((x.shape[-1], rank), 0, x)
+        return {"basis": start.expand(*x.shape[:-2], *start.shape).clone()}
+
+    def basis(self, x: Tensor, rank: int, state: State, at: Moment) -> Tensor:
+        """Where it is."""
+        return state["basis"]
+
+    def before(self, x: Tensor, rank: int, state: State, at: Moment) -> State | None:
+        """The step, or the computation from scratch, when it is due."""
+        if at.step > 1 and not self.due(at):
+            return None
+        if at.step == 1 or at.momentum is None or self.epoch(at) % self.anew == 0:
+            return {"basis": leading_vectors(orthonormal_basis(x @ state["basis"]).mH @ x, rank)}
+        p = state["basis"]
+        g = self.gradient(x, p, at.momentum)
+        norm = torch.linalg.vector_norm(g, dim=(-2, -1), keepdim=True)
+        return {"basis": p - self.lr * g / norm.clamp_min(1)}
+
+    @staticmethod
+    def gradient(x: Tensor, p: Tensor, momentum: Tensor) -> Tensor:
+        """Of the product in P."""
+        low, count = x @ p, x.shape[-2] * x.shape[-1]
+        y, gram = x.mH @ low, p.mH @ p
+        left_out = low @ p.mH - x
+        error = (left_out.conj() * left_out).real.mean((-2, -1), keepdim=True)
+        of_error = 2 / count * (y @ gram + p @ (low.mH @ low) - 2 * y)
+        lifted = momentum @ p.mH
+        a, b = (torch.linalg.vector_norm(t, dim=-1, keepdim=True).clamp_min(1e-8) for t in (lifted, x))
+        cosine = (lifted.conj() * x).real.sum(-1, keepdim=True) / (a * b)
+        of_cosine = (x / (a * b) - cosine * lifted / a.square()).mH @ momentum / x.shape[-2]
+        return of_error * (1 - cosine.mean((-2, -1), keepdim=True)) - error * of_cosine
+
+    @classmethod
+    def examples(cls) -> list[Projector]:
+        """As published, and at every second step."""
+        return [cls(), cls(every=2, spread=False, anew=2)]

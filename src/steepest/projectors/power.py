@@ -1,0 +1,65 @@
+"""A subspace that follows the leading singular vectors by power iteration."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import Tensor
+
+from steepest.checks import check_range
+from steepest.linalg.basis import orthonormal_basis
+from steepest.projectors.base import Moment, Projector, State
+from steepest.projectors.gaussian import gaussian
+
+
+@dataclasses.dataclass(frozen=True)
+class Power(Projector):
+    """Orthogonal iteration P <- orth(x^H x P), the block power method, from where the subspace was: after a few
+    iterations the r leading right singular vectors of the gradient.
+
+    x P is at hand when a step has been made, so that an iteration costs one product and a thin orthogonalisation, less
+    than the step itself; the new subspace takes effect at the next one. The `iterations` of a move follow each other
+    step by step, each with its own gradient, which averages their noise. At the first step they all run at once, from a
+    random start.
+
+    Args:
+        iterations: of each move.
+
+    Halko, Martinsson and Tropp 2011 (0909.4061), algorithm 4.4; as a projector of gradients Liao et al. 2024, "GaLore+"
+    (2412.19820), and, every step, Vogels, Karimireddy and Jaggi 2019, "PowerSGD" (1905.13727).
+    """
+
+    iterations: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("iterations", self.iterations, 1)
+
+    def init(self, x: Tensor, rank: int) -> State:
+        """A random start."""
+        start = orthonormal_basis(gaussian((x.shape[-1], rank), 0, x))
+        return {"basis": start.expand(*x.shape[:-2], *start.shape).clone()}
+
+    def basis(self, x: Tensor, rank: int, state: State, at: Moment) -> Tensor:
+        """Where the iteration is."""
+        return state["basis"]
+
+    def before(self, x: Tensor, rank: int, state: State, at: Moment) -> State | None:
+        """The first move."""
+        if at.step > 1:
+            return None
+        p = state["basis"]
+        for _ in range(self.iterations):
+            p = orthonormal_basis(x.mH @ (x @ p))
+        return {"basis": p}
+
+    def after(self, x: Tensor, low: Tensor, state: State, at: Moment) -> State | None:
+        """One iteration, when it is due."""
+        if at.step == 1 or (at.step - 1 + self._phase(at)) % self.every >= self.iterations:
+            return None
+        return {"basis": orthonormal_basis(x.mH @ low)}
+
+    @classmethod
+    def examples(cls) -> list[Projector]:
+        """Now and then, and every step."""
+        return [cls(), cls(every=1, iterations=1)]

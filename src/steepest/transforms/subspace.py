@@ -1,0 +1,233 @@
+"""An inner chain in a subspace: what all low-rank methods share."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steepest.manifolds.euclidean import Euclidean
+from steepest.projectors import Moment, Power, Projector
+from steepest.transforms.base import Chain, Context, State, Transform, as_matrix, chain_of
+from steepest.transforms.ranks import check_rank, rank_of
+
+SIDES = ("short", "long", "left", "right")
+MOVES = ("keep", "rotate", "reset")
+
+
+@dataclasses.dataclass(frozen=True)
+class Projected:
+    """One step in the subspace; all matrices are turned so that the right side is the projected one."""
+
+    x: Tensor
+    """What was projected, `(*b, m, n)`."""
+    low: Tensor
+    """Its coordinates x P, `(*b, m, r)`."""
+    step: Tensor
+    """What the inner chain made of them, `(*b, m, r)`."""
+    basis: Tensor
+    """P, `(*b, n, r)` or `(n, r)`."""
+    back: Callable[[Tensor], Tensor]
+    """From matrices like x to blocks as they came."""
+    turned: Callable[[Tensor], Tensor]
+    """And the other way."""
+    ctx: Context
+    """What the inner chain knows."""
+
+    def lift(self, low: Tensor) -> Tensor:
+        """Coordinates in the subspace as a matrix like x."""
+        return low @ self.basis.mH
+
+
+@dataclasses.dataclass(frozen=True)
+class Subspace(Transform):
+    """Runs an inner chain on the coordinates of h in a subspace of low rank, whose basis P has n x r entries where the
+    projected side has length n: on h P, or on P^H h. How a step of full size comes of it, a subclass says.
+
+    Blocks of which the projected side is no longer than r, and so vectors, are left to the inner chain as they are.
+
+    Args:
+        inner: one transform, or several in the order in which they act; they see a matrix with one side r.
+        rank: r as an int, or as a float up to 1.0 its share of the shorter side, rounded up.
+        projector: the subspace, and when it moves.
+        side: which one is projected: "short" (the inner state has r max(m, n) entries, as published), "long"
+            (r min(m, n), and the basis has the more), "left" or "right".
+        moved: what becomes of the inner state when the subspace moves from P to P': "keep" leaves the numbers as they
+            are, as published; "rotate" makes M P^H P' of first-order state M and v (P^H P')^2, entry by entry, of
+            variances v, which is exact for entries without correlation (other state, such as sums along rows, stays);
+            "reset" starts the inner chain anew.
+    """
+
+    inner: Any
+    rank: float = 0.25
+    projector: Projector = Power()  # noqa: RUF009  (a frozen value)
+    side: str = "short"
+    moved: str = "keep"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inner", chain_of(self.inner).links)
+        object.__setattr__(self, "projector", Projector.from_spec(self.projector))
+        check_rank(self.rank)
+        for name, value, known in (("side", self.side, SIDES), ("moved", self.moved, MOVES)):
+            if value not in known:
+                raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, known))}")
+        if outside := [link.name for link in self.inner if link.of_point]:
+            raise ValueError(f"inner: {outside[0]} needs the point itself; put it behind {self.name}, not into it")
+
+    @abc.abstractmethod
+    def lifted(self, p: Projected, state: State) -> Tensor:
+        """The step for `p.x`, of its shape; entries of `own` in the state may be changed."""
+
+    def own(self, h: Tensor, ctx: Context) -> State:
+        """Fresh entries of the state that are the subclass's own, for the block h."""
+        return {}
+
+    def fed(self, h: Tensor, state: State) -> Tensor:
+        """What is projected."""
+        return h
+
+    @property
+    def chain(self) -> Chain:
+        """The inner chain."""
+        return Chain(self.inner)
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """The inner chain's."""
+        return self.chain.carried
+
+    def init(self, h: Tensor, ctx: Context) -> State:
+        """The projector's state as `projector.<key>`, the inner chain's under its transforms' names."""
+        view = _View(self, h, ctx)
+        inner = self.chain.init((view.zeros(),), view.inside)[0]
+        if not view.rank:
+            return inner
+        start = self.projector.init(view.turned(h), view.rank)
+        return {f"projector.{key}": value for key, value in start.items()} | inner | self.own(h, ctx)
+
+    def update(self, h: Tensor, state: State, ctx: Context) -> Tensor:
+        """Project, transform, lift."""
+        view = _View(self, h, ctx)
+        if not view.rank:
+            return self.chain.update((h,), (state,), view.inside)[0]
+        x = view.turned(self.fed(h, state))
+        kept, at = _projectors(state), self._moment(state, view, ctx)
+        self._move(self.projector.before(x, view.rank, kept, at), x, state, view, at)
+        basis = self.projector.basis(x, view.rank, kept, at)
+        low = x @ basis
+        step = self.chain.update((view.flipped(low),), (state,), view.inside)[0]
+        out = self.lifted(Projected(x, low, view.flipped(step), basis, view.back, view.turned, view.inside), state)
+        self._move(self.projector.after(x, low, kept, at), x, state, view, at)
+        return view.back(out)
+
+    def first_order(self, key: str, state: State, like: Tensor, ctx: Context) -> Tensor:
+        """Lifted by the basis; what is a subclass's own is kept in full."""
+        if "." not in key:
+            return state.get(key, torch.zeros_like(like))
+        view = _View(self, like, ctx)
+        link, own, name = self._inner_of(key, state)
+        low = link.first_order(name, own, view.zeros(), view.inside)
+        return view.back(view.flipped(low) @ self._basis(state, view, ctx).mH) if view.rank else low
+
+    def set_first_order(self, key: str, value: Tensor, state: State, ctx: Context) -> None:
+        """Projected on the basis; what lies outside of the subspace is lost."""
+        if "." not in key:
+            state.get(key, torch.empty_like(value)).copy_(value)
+            return
+        view = _View(self, value, ctx)
+        link, own, name = self._inner_of(key, state)
+        low = view.flipped(view.turned(value) @ self._basis(state, view, ctx)) if view.rank else value
+        link.set_first_order(name, low, own, view.inside)
+
+    # Moving. ----------------------------------------------------------------------------------------------------------
+
+    def _moment(self, state: State, view: _View, ctx: Context) -> Moment:
+        momentum = None
+        if self.projector.needs_momentum and self.carried:
+            link, own, name = self._inner_of(self.carried[0], state)
+            momentum = view.flipped(link.first_order(name, own, view.zeros(), view.inside))
+        return Moment(ctx.step, ctx.lr, ctx.phase, momentum)
+
+    def _basis(self, state: State, view: _View, ctx: Context) -> Tensor:
+        at = Moment(ctx.step, ctx.lr, ctx.phase)
+        return self.projector.basis(view.turned(view.like), view.rank, _projectors(state), at)
+
+    def _move(self, new: State | None, x: Tensor, state: State, view: _View, at: Moment) -> None:
+        """Take over the projector's new state, and see to the inner chain's."""
+        if new is None:
+            return
+        kept = _projectors(state)
+        if at.step > 1 and self.moved == "rotate":
+            old = self.projector.basis(x, view.rank, kept, dataclasses.replace(at, step=at.step - 1))
+            self._rotate(old.mH @ self.projector.basis(x, view.rank, kept | new, at), state, view)
+        for key, value in new.items():
+            kept[key].copy_(value)
+        if at.step > 1 and self.moved == "reset":
+            for key, value in self.chain.init((view.zeros(),), view.inside)[0].items():
+                state[key].copy_(value)
+
+    def _rotate(self, turn: Tensor, state: State, view: _View) -> None:
+        """First-order state by `turn` `(*b, r, r)`, variances by the squares of its entries."""
+        like = view.zeros()
+        for link in self.inner:
+            own = _part(state, link.name)
+            for key in (*link.carried, *link.positive):
+                if not any(f"{k}.".startswith(f"{key}.") for k in own):
+                    continue
+                value = link.first_order(key, own, like, view.inside)
+                if value.shape == like.shape:
+                    by = turn if key in link.carried else (turn.conj() * turn).real
+                    turned = view.flipped(value) @ by.to(value.dtype)
+                    link.set_first_order(key, view.flipped(turned), own, view.inside)
+
+    def _inner_of(self, key: str, state: State) -> tuple[Transform, State, str]:
+        """The inner transform that a key of first-order state belongs to, its state, and the key there."""
+        link = next(link for link in self.inner if key.startswith(f"{link.name}."))
+        return link, _part(state, link.name), key.removeprefix(f"{link.name}.")
+
+
+class _View:
+    """A block as a matrix of which the right side is projected."""
+
+    def __init__(self, low_rank: Subspace, like: Tensor, ctx: Context) -> None:
+        self.like, self.ndim = like, ctx.ndim
+        m, n = as_matrix(like, ctx.ndim).shape[-2:]
+        self.flips = {"short": m < n, "long": m >= n, "left": True, "right": False}[low_rank.side]
+        rank = rank_of(low_rank.rank, (m, n))
+        self.rank = rank if rank < (m if self.flips else n) else 0
+        """0 where there is nothing to project."""
+        manifold = Euclidean(2 if self.rank else ctx.ndim)
+        self.inside = dataclasses.replace(ctx, manifold=manifold, frame=None, block=0)
+        """What the inner chain may know."""
+
+    def flipped(self, x: Tensor) -> Tensor:
+        """Transposed where the left side is projected: the way there and the way back."""
+        return x.mH if self.flips else x
+
+    def turned(self, h: Tensor) -> Tensor:
+        """A block as such a matrix."""
+        return self.flipped(as_matrix(h, self.ndim))
+
+    def back(self, x: Tensor) -> Tensor:
+        """Such a matrix as a block."""
+        return self.flipped(x).reshape(self.like.shape)
+
+    def zeros(self) -> Tensor:
+        """What the inner chain sees, zero."""
+        if not self.rank:
+            return self.like.new_zeros(self.like.shape)
+        x = self.turned(self.like)
+        return self.flipped(x.new_zeros((*x.shape[:-1], self.rank)))
+
+
+def _part(state: State, name: str) -> State:
+    """The entries under a name, by the rest of their keys."""
+    return {key[len(name) + 1 :]: value for key, value in state.items() if key.startswith(f"{name}.")}
+
+
+def _projectors(state: State) -> State:
+    return _part(state, "projector")
