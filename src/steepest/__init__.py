@@ -63,6 +63,8 @@ from steepest.optim import (
     clip_grad_norm_,
     constrain,
     param_groups,
+    refactor_,
+    step_in_backward,
     width_transfer,
 )
 from steepest.transforms import chain
@@ -131,5 +133,7 @@ __all__ = [
     "clip_grad_norm_",
     "constrain",
     "param_groups",
+    "refactor_",
+    "step_in_backward",
     "width_transfer",
 ]

@@ -11,7 +11,11 @@ import typer
 
 def command(
     optimizers: Annotated[
-        str | None, typer.Option(help="Names with commas: adamw,muon,...; a wrong name lists all.  [all]")
+        str | None,
+        typer.Option(
+            help="Names with commas: adamw,muon,...; a wrong name lists all. With options: galore:rank=0.125+scale=1.  "
+            "[all]"
+        ),
     ] = None,
     data: Annotated[str | None, typer.Option(help="UTF-8 text file.  [the Python standard library's own text]")] = None,
     tokens: Annotated[int | None, typer.Option(help="Characters on which each run trains.  [262144]")] = None,

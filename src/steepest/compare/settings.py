@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from steepest.compare.schedule import SCHEDULES
+from steepest.compare.variants import Variant
 from steepest.runs.errors import UserError, unknown
 from steepest.runs.optimizers import known_optimizers
 from steepest.runs.settings import (
@@ -27,7 +28,7 @@ class Settings(SavedSettings):
     """Options of one comparison. Equal settings on one machine give equal losses, bit for bit."""
 
     optimizers: list[str] | None = None
-    """Names, in the order of the alphabet; None for all."""
+    """Names, each perhaps with options (see `Variant`), in the order of the alphabet; None for all."""
     data: str | None = None
     tokens: int = 262_144
     batch_size: int = 8
@@ -72,8 +73,7 @@ class Settings(SavedSettings):
         """These settings with the automatic ones filled in; a `UserError` names the first that cannot be."""
         known = known_optimizers()
         for name in self.optimizers or ():
-            if name not in known:
-                raise unknown("--optimizers", name, known)
+            Variant(name).check()
         if self.optimizers == []:
             raise UserError(f"--optimizers: names none. Choose from: {', '.join(sorted(known))}; or leave it out.")
         for field, choices in (("geometry", GEOMETRIES), ("schedule", SCHEDULES), ("dtype", DTYPES)):

@@ -18,11 +18,13 @@ from steepest.optim.fira import Fira
 from steepest.optim.flora import FLORA
 from steepest.optim.galore import GaLore, GaLorePlus
 from steepest.optim.groups import param_groups
+from steepest.optim.in_backward import step_in_backward
 from steepest.optim.matrix_optimizer import MatrixOptimizer, RoleOptimizer
 from steepest.optim.muon import Muon
 from steepest.optim.normalized import SCALE
 from steepest.optim.online_subspace_descent import OnlineSubspaceDescent
 from steepest.optim.options import MatrixShared, Shared
+from steepest.optim.refactor import refactor_
 from steepest.optim.scion import Scion
 from steepest.optim.sgd import SGD
 from steepest.optim.shampoo import Shampoo
@@ -75,5 +77,7 @@ __all__ = [
     "constrain",
     "constraints",
     "param_groups",
+    "refactor_",
+    "step_in_backward",
     "width_transfer",
 ]

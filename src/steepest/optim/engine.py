@@ -197,26 +197,30 @@ class Optimizer(torch.optim.Optimizer, abc.ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        work = [(g, self._active(i, g)) for i, g in enumerate(self.param_groups)]
-        bad = _nonfinite([p for g, points in work if g["nonfinite"] != "ignore" for p in points])
-        for group, points in work if bad else ():
-            if group["nonfinite"] == "raise" and (hit := [p for p in points if p in bad]):
+        self._step({i: self._active(i, g) for i, g in enumerate(self.param_groups)})
+        return loss
+
+    def _step(self, work: dict[int, list[Point]]) -> None:
+        """One step of these points, listed by the number of their group."""
+        groups = self.param_groups
+        bad = _nonfinite([p for i, points in work.items() if groups[i]["nonfinite"] != "ignore" for p in points])
+        for i, points in work.items() if bad else ():
+            if groups[i]["nonfinite"] == "raise" and (hit := [p for p in points if p in bad]):
                 raise ValueError(
                     f"the gradient of {', '.join(n for p in hit[:5] for n in p.names)} has NaN or infinite entries; "
                     "nothing was changed. Look for a loss that overflows (a GradScaler for float16, a smaller lr, "
                     "gradient clipping), or pass nonfinite='skip' to leave such parameters out of a step."
                 )
-        for i, (group, points) in enumerate(work):
-            chain = self.chain(group)
+        for i, points in work.items():
+            chain = self.chain(groups[i])
             points = [p for p in points if p not in bad] if bad else points
-            points = fused_step(chain, points, self.state, group)
+            points = fused_step(chain, points, self.state, groups[i])
             for bucket in self._buckets.of(i, points, self.state):
                 try:
-                    _update(bucket, chain, group, self._compiled)
+                    _update(bucket, chain, groups[i], self._compiled)
                 except torch.linalg.LinAlgError as error:
                     names = ", ".join(n for p in bucket.points[:5] for n in p.names)
                     raise ValueError(f"the step of {names} is too large to compute with; lower lr ({error})") from error
-        return loss
 
     def _active(self, index: int, group: dict[str, Any]) -> list[Point]:
         """The points of a group that have gradients; found anew only when something about them has changed."""

@@ -30,8 +30,7 @@ class Moment:
 @dataclasses.dataclass(frozen=True)
 class Projector(Spec, abc.ABC):
     """An r-dimensional subspace for the rows of a matrix x `(*b, m, n)`, by a basis `(*b, n, r)`, or `(n, r)` for a
-    whole
-    batch: x basis are the coordinates in it. The basis is orthonormal unless its docstring says otherwise.
+    whole batch: x basis are the coordinates in it.
 
     The subspace moves at the first step and then every so often: by `before`, from the gradient that is about to be
     projected, or by `after`, from one that has been, for the next. Both leave the state alone, and return entries that
@@ -52,6 +51,11 @@ class Projector(Spec, abc.ABC):
     def __post_init__(self) -> None:
         check_range("every", self.every, 1)
 
+    @property
+    def orthonormal(self) -> bool:
+        """Whether the basis is orthonormal at every step."""
+        return True
+
     def due(self, at: Moment) -> bool:
         """Whether the subspace moves at this step, besides the first."""
         return bool((at.step - 1 + self._phase(at)) % self.every == 0)
@@ -59,6 +63,10 @@ class Projector(Spec, abc.ABC):
     def epoch(self, at: Moment) -> int:
         """How often it has been due up to this step."""
         return int((at.step - 1 + self._phase(at)) // self.every)
+
+    def age(self, at: Moment) -> int:
+        """Number of this step since the subspace came to where it is, from 1."""
+        return int(min(at.step, (at.step - 1 + self._phase(at)) % self.every + 1))
 
     def _phase(self, at: Moment) -> int:
         return at.phase if self.spread else 0

@@ -45,6 +45,11 @@ class Correlated(Projector):
         check_range("lr", self.lr)
         check_range("anew", self.anew, 1)
 
+    @property
+    def orthonormal(self) -> bool:
+        """Only where it has been computed from scratch last."""
+        return False
+
     def init(self, x: Tensor, rank: int) -> State:
         """What the first power iteration starts from."""
         start = gaussian((x.shape[-1], rank), 0, x)
@@ -67,19 +72,24 @@ class Correlated(Projector):
 
     @staticmethod
     def gradient(x: Tensor, p: Tensor, momentum: Tensor) -> Tensor:
-        """Of the product in P."""
-        low, count = x @ p, x.shape[-2] * x.shape[-1]
-        y, gram = x.mH @ low, p.mH @ p
-        left_out = low @ p.mH - x
-        error = (left_out.conj() * left_out).real.mean((-2, -1), keepdim=True)
-        of_error = 2 / count * (y @ gram + p @ (low.mH @ low) - 2 * y)
-        lifted = momentum @ p.mH
-        a, b = (torch.linalg.vector_norm(t, dim=-1, keepdim=True).clamp_min(1e-8) for t in (lifted, x))
-        cosine = (lifted.conj() * x).real.sum(-1, keepdim=True) / (a * b)
-        of_cosine = (x / (a * b) - cosine * lifted / a.square()).mH @ momentum / x.shape[-2]
-        return of_error * (1 - cosine.mean((-2, -1), keepdim=True)) - error * of_cosine
+        """Of the product in P; what is lifted has m n entries, and only its products are needed."""
+        low, gram = x @ p, p.mH @ p
+        y, inner = x.mH @ low, low.mH @ low
+        a, b = (t.clamp_min(1e-8) for t in (_rows(momentum, momentum @ gram).sqrt(), _rows(x, x).sqrt()))
+        cosine = _rows(momentum, low) / (a * b)
+        of_cosine = x.mH @ (momentum / (a * b)) - p @ ((momentum * (cosine / a.square())).mH @ momentum)
+        left_out = _rows(x, x).sum(-2, keepdim=True) + _rows(inner, gram).sum(-2, keepdim=True)
+        error = left_out - 2 * _rows(low, low).sum(-2, keepdim=True)
+        of_error = 2 * (y @ gram + p @ inner - 2 * y)
+        product = of_error * (1 - cosine.mean(-2, keepdim=True)) - error.clamp_min(0) * of_cosine / x.shape[-2]
+        return product / (x.shape[-2] * x.shape[-1])
 
     @classmethod
     def examples(cls) -> list[Projector]:
         """As published, and at every second step."""
         return [cls(), cls(every=2, spread=False, anew=2)]
+
+
+def _rows(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of rows, `(*b, m, 1)`."""
+    return (a.conj() * b).real.sum(-1, keepdim=True)

@@ -18,7 +18,8 @@ class Online(Projector):
     the leading singular vectors of the first gradient; no decomposition after that, and no orthonormality.
 
     Args:
-        every: the learning rate is 1 / every; it follows that of the optimiser in proportion.
+        every: the learning rate is 1 / every where the optimiser's is the largest so far, and follows it in proportion;
+            so it does not wait for a warm-up.
         betas, eps, weight_decay: of the AdamW.
 
     Liang, Liu, Chen and Liu 2024, "Memory-efficient LLM training with online subspace descent" (2408.12857), equation
@@ -35,6 +36,15 @@ class Online(Projector):
             check_range(f"betas[{i}]", beta, 0, 1, open_high=True)
         check_range("eps", self.eps)
         check_range("weight_decay", self.weight_decay)
+
+    @property
+    def orthonormal(self) -> bool:
+        """At the first two steps only."""
+        return False
+
+    def age(self, at: Moment) -> int:
+        """It moves at every step but the first."""
+        return int(min(at.step, 1 if at.step > 2 else 2))
 
     def init(self, x: Tensor, rank: int) -> State:
         """A random subspace until the first step, and zero moments."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
 from torch import Tensor
 
 from steepest.checks import check_range
@@ -29,11 +30,19 @@ class Power(Projector):
     (2412.19820), and, every step, Vogels, Karimireddy and Jaggi 2019, "PowerSGD" (1905.13727).
     """
 
-    iterations: int = 2
+    every: int = 20
+    iterations: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("iterations", self.iterations, 1)
+
+    def age(self, at: Moment) -> int:
+        """From the step behind the last iteration."""
+        place = (at.step - 1 + self._phase(at)) % self.every
+        moving = 0 < place < self.iterations or self.iterations >= self.every
+        age = 1 if moving else (place - self.iterations) % self.every + 1
+        return int(age if age < at.step - 1 else at.step)  # the first step makes no iteration for the second
 
     def init(self, x: Tensor, rank: int) -> State:
         """A random start."""
@@ -50,16 +59,22 @@ class Power(Projector):
             return None
         p = state["basis"]
         for _ in range(self.iterations):
-            p = orthonormal_basis(x.mH @ (x @ p))
+            p = _iterated(x, x @ p, p)
         return {"basis": p}
 
     def after(self, x: Tensor, low: Tensor, state: State, at: Moment) -> State | None:
         """One iteration, when it is due."""
         if at.step == 1 or (at.step - 1 + self._phase(at)) % self.every >= self.iterations:
             return None
-        return {"basis": orthonormal_basis(x.mH @ low)}
+        return {"basis": _iterated(x, low, state["basis"])}
 
     @classmethod
     def examples(cls) -> list[Projector]:
         """Now and then, and every step."""
         return [cls(), cls(every=1, iterations=1)]
+
+
+def _iterated(x: Tensor, low: Tensor, p: Tensor) -> Tensor:
+    """The next subspace, with low = x P; P where x sees nothing of it, as in a gradient of zero."""
+    y = x.mH @ low
+    return orthonormal_basis(torch.where((y == 0).all(-2, keepdim=True), p, y))

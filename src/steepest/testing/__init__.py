@@ -1,4 +1,4 @@
-"""The common suites, public: what every manifold, transform and optimiser passes, yours as well.
+"""The common suites, public: what every manifold, norm, projector, transform and optimiser passes, yours as well.
 
 Each check raises an AssertionError that says which law is broken, where and by how much.
 
@@ -8,24 +8,28 @@ Each check raises an AssertionError that says which law is broken, where and by 
 """
 
 from steepest.testing import geodesics as geodesics  # enters its checks
-from steepest.testing.discover import manifolds, norms, optimizers, transforms
+from steepest.testing.discover import manifolds, norms, optimizers, projectors, transforms
 from steepest.testing.manifold import MANIFOLD_CHECKS, check_manifold
 from steepest.testing.norm import NORM_CHECKS, check_norm
 from steepest.testing.optimizer import OPTIMIZER_CHECKS, check_optimizer, places
+from steepest.testing.projector import PROJECTOR_CHECKS, check_projector
 from steepest.testing.transform import TRANSFORM_CHECKS, check_transform
 
 __all__ = [
     "MANIFOLD_CHECKS",
     "NORM_CHECKS",
     "OPTIMIZER_CHECKS",
+    "PROJECTOR_CHECKS",
     "TRANSFORM_CHECKS",
     "check_manifold",
     "check_norm",
     "check_optimizer",
+    "check_projector",
     "check_transform",
     "manifolds",
     "norms",
     "optimizers",
     "places",
+    "projectors",
     "transforms",
 ]

@@ -19,6 +19,7 @@ from steepest.transforms.neuron_scale import NeuronScale
 from steepest.transforms.parameter_scale import ParameterScale
 from steepest.transforms.precondition import Precondition
 from steepest.transforms.quantized import Quantized
+from steepest.transforms.restart import Restart
 from steepest.transforms.rms_scale import RMSScale
 from steepest.transforms.scale import Scale
 from steepest.transforms.scale_channels import ScaleChannels
@@ -53,6 +54,7 @@ __all__ = [
     "Precondition",
     "Quantized",
     "RMSScale",
+    "Restart",
     "SM3Scale",
     "Scale",
     "ScaleChannels",

@@ -18,13 +18,14 @@ from steepest.transforms.adam_scale import AdamScale
 from steepest.transforms.base import Context, State, Transform, _init, _run
 from steepest.transforms.factored_scale import FactoredScale
 from steepest.transforms.momentum import Momentum
+from steepest.transforms.wrapper import Wrapper
 
 PARTS = ("codes", "scales", "like")
 """What is kept of a state tensor."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Quantized(Transform):
+class Quantized(Wrapper):
     """The transform `inner`, whose state is kept as codes of 8 or 4 bits and is numbers only while a step is computed.
 
     A state tensor is cut into runs of `block` numbers, none over two batch elements. A run is kept as one scale, its
@@ -67,26 +68,6 @@ class Quantized(Transform):
         check_range("smallest", self.smallest, 1)
 
     @property
-    def joint(self) -> bool:
-        """As the inner transform."""
-        return self.inner.joint
-
-    @property
-    def of_point(self) -> bool:
-        """As the inner transform."""
-        return self.inner.of_point
-
-    @property
-    def positive(self) -> tuple[str, ...]:
-        """As the inner transform."""
-        return self.inner.positive
-
-    @property
-    def carried(self) -> tuple[str, ...]:
-        """As the inner transform."""
-        return self.inner.carried
-
-    @property
     def name(self) -> str:
         """The inner transform's."""
         return self.inner.name
@@ -109,22 +90,10 @@ class Quantized(Transform):
 
     def update(self, h: Any, state: State, ctx: Context) -> Any:
         """The inner transform's step, with its state read before and kept after it."""
-        own = self._opened(state)
+        own = self.opened(state)
         h = _run(self.inner, h, {f"{self.name}.{key}": value for key, value in own.items()}, ctx)
-        for key in _coded(state):
-            self._keep(key, own[key], state)
+        self.closed(own, state)
         return h
-
-    def first_order(self, key: str, state: State, like: Tensor, ctx: Context) -> Tensor:
-        """The numbers, read from their codes."""
-        return self.inner.first_order(key, self._opened(state), like, ctx)
-
-    def set_first_order(self, key: str, value: Tensor, state: State, ctx: Context) -> None:
-        """The numbers, kept as codes."""
-        own = self._opened(state)
-        self.inner.set_first_order(key, value, own, ctx)
-        if key in _coded(state):
-            self._keep(key, own[key], state)
 
     @classmethod
     def examples(cls) -> list[Transform]:
@@ -138,8 +107,8 @@ class Quantized(Transform):
             cls(FactoredScale(), **tiny),
         ]
 
-    def _opened(self, state: State) -> State:
-        """The inner transform's state."""
+    def opened(self, state: State) -> State:
+        """The inner transform's state, as numbers."""
         coded = _coded(state)
         parts = {f"{key}.{part}" for key in coded for part in PARTS}
         rest = {key: value for key, value in state.items() if key not in parts}
@@ -159,11 +128,12 @@ class Quantized(Transform):
         x = (runs * scales.unsqueeze(-1)).flatten(-2)[..., :count]
         return torch.view_as_complex(x.reshape(*shape, 2)) if like.is_complex() else x.reshape(shape)
 
-    def _keep(self, key: str, value: Tensor, state: State) -> None:
-        """Put the numbers of one state tensor in place of those there."""
-        codes, scales = self._encoded(key, value, state[f"{key}.scales"].ndim - 1)
-        state[f"{key}.codes"].copy_(codes)
-        state[f"{key}.scales"].copy_(scales)
+    def closed(self, own: State, state: State) -> None:
+        """Put the numbers in place of those that the codes stood for."""
+        for key in _coded(state):
+            codes, scales = self._encoded(key, own[key], state[f"{key}.scales"].ndim - 1)
+            state[f"{key}.codes"].copy_(codes)
+            state[f"{key}.scales"].copy_(scales)
 
     def _encoded(self, key: str, value: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """Codes `(*b, bytes)` and scales `(*b, runs)` of a tensor with so many batch dimensions."""

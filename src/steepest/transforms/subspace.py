@@ -119,7 +119,10 @@ class Subspace(Transform):
         self._move(self.projector.before(x, view.rank, kept, at), x, state, view, at)
         basis = self.projector.basis(x, view.rank, kept, at)
         low = x @ basis
-        step = self.chain.update((view.flipped(low),), (state,), view.inside)[0]
+        inside = view.inside
+        if self.moved == "reset":
+            inside = dataclasses.replace(inside, step=self.projector.age(at))
+        step = self.chain.update((view.flipped(low),), (state,), inside)[0]
         out = self.lifted(Projected(x, low, view.flipped(step), basis, view.back, view.turned, view.inside), state)
         self._move(self.projector.after(x, low, kept, at), x, state, view, at)
         return view.back(out)
