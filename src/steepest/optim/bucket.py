@@ -122,7 +122,9 @@ class Bucket:
 
     def is_started(self, chain: Chain) -> bool:
         """Whether there is state of all that the chain keeps; momentum, say, may have been turned on."""
-        return self.step > 0 and all(any(_within(k, key) for k in self.storage[0]) for key in chain.carried)
+        return self.step > 0 and all(
+            any(k.startswith(f"{link.name}.") for k in self.storage[0]) for link in chain.links if link.carried
+        )
 
     def count(self) -> None:
         """One step more."""
@@ -238,11 +240,6 @@ def keep_freed_memory() -> None:
     twice as long as the step itself. Other allocators do not mind.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8, device="cpu")
-
-
-def _within(key: str, name: str) -> bool:
-    """Whether a key is this name, or one under it."""
-    return f"{key}.".startswith(f"{name}.")
 
 
 def _stacked(values: Sequence[Tensor]) -> Tensor:

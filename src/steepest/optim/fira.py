@@ -18,12 +18,13 @@ class Fira(MatrixOptimizer):
         params: best `param_groups(model)`; see `MatrixOptimizer`.
         lr: learning rate of matrices and points.
         rank, inner, projector, moved, weight_decay: as for `GaLore`.
-        scale: of the step in the subspace.
+        scale: of the step in the subspace, relative to the rest; the authors' scripts have 0.25, with another rest: see
+            `ScaledResidual`.
         growth: the norm of the rest may grow by this factor from step to step; None for no bound.
         shared: see `MatrixShared`.
 
     Chen et al. 2024 (2410.01623), algorithm 1. Norms are compared with Adam's bias corrected, in the authors' code
-    before that; for another difference, at a scale below 1, see `ScaledResidual`.
+    before that.
 
     >>> optimizer = Fira(param_groups(torch.nn.Linear(8, 8)), rank=2)
     """
@@ -34,11 +35,11 @@ class Fira(MatrixOptimizer):
     def __init__(
         self,
         params: Any,
-        lr: float = 0.003,
+        lr: float = 0.01,
         rank: float = 0.25,
         inner: Transform | Chain | list[Any] = AdamScale(eps=1e-6),  # noqa: B008  (a frozen value)
         projector: Projector | dict[str, Any] = Power(),  # noqa: B008
-        scale: float = 0.25,
+        scale: float = 1.0,
         growth: float | None = 1.01,
         moved: str = "keep",
         weight_decay: float = 0.0,

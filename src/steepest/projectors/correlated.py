@@ -12,7 +12,7 @@ from steepest.checks import check_range
 from steepest.linalg.basis import orthonormal_basis
 from steepest.projectors.base import Moment, Projector, State
 from steepest.projectors.gaussian import gaussian
-from steepest.projectors.principal import leading_vectors
+from steepest.projectors.principal import Principal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Correlated(Projector):
         if at.step > 1 and not self.due(at):
             return None
         if at.step == 1 or at.momentum is None or self.epoch(at) % self.anew == 0:
-            return {"basis": leading_vectors(orthonormal_basis(x @ state["basis"]).mH @ x, rank)}
+            return Principal().before(orthonormal_basis(x @ state["basis"]).mH @ x, rank, state, Moment(1))
         p = state["basis"]
         g = self.gradient(x, p, at.momentum)
         norm = torch.linalg.vector_norm(g, dim=(-2, -1), keepdim=True)
@@ -75,7 +75,7 @@ class Correlated(Projector):
         """Of the product in P; what is lifted has m n entries, and only its products are needed."""
         low, gram = x @ p, p.mH @ p
         y, inner = x.mH @ low, low.mH @ low
-        a, b = (t.clamp_min(1e-8) for t in (_rows(momentum, momentum @ gram).sqrt(), _rows(x, x).sqrt()))
+        a, b = (t.clamp_min(1e-16).sqrt() for t in (_rows(momentum, momentum @ gram), _rows(x, x)))
         cosine = _rows(momentum, low) / (a * b)
         of_cosine = x.mH @ (momentum / (a * b)) - p @ ((momentum * (cosine / a.square())).mH @ momentum)
         left_out = _rows(x, x).sum(-2, keepdim=True) + _rows(inner, gram).sum(-2, keepdim=True)

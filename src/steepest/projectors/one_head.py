@@ -44,6 +44,10 @@ class OneHead(Projector):
         """As the projector's."""
         return self.projector.orthonormal
 
+    def age(self, at: Moment) -> int:
+        """As the projector's."""
+        return self.projector.age(at)
+
     def init(self, x: Tensor, rank: int) -> State:
         """The projector's."""
         return self.projector.init(x, rank)

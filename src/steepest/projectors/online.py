@@ -62,20 +62,25 @@ class Online(Projector):
         if at.step > 1:
             return None
         start = Principal().before(x, rank, state, at) or {}
-        return start | {"lr": torch.zeros_like(state["lr"]) + at.lr}
+        return start | {"lr": self._largest(state, at)}
 
     def after(self, x: Tensor, low: Tensor, state: State, at: Moment) -> State | None:
         """One step of AdamW."""
         if at.step == 1:
             return None
-        p, t = state["basis"], at.step - 1
+        p, t, lr = state["basis"], at.step - 1, self._largest(state, at)
         g = self.gradient(x, low, p)
         first = state["first"].lerp(g, 1 - self.betas[0])
         second = state["second"].lerp((g.conj() * g).real, 1 - self.betas[1])
         root = (second / (1 - self.betas[1] ** t)).sqrt() + self.eps
-        rate = (at.lr / state["lr"].masked_fill(state["lr"] == 0, 1) / self.every)[..., None, None]
+        rate = (at.lr / lr.masked_fill(lr == 0, 1) / self.every).to(p.real.dtype)[..., None, None]
         moved = p * (1 - rate * self.weight_decay) - rate * (first / (1 - self.betas[0] ** t)) / root
-        return {"basis": moved, "first": first, "second": second}
+        return {"basis": moved, "first": first, "second": second, "lr": lr}
+
+    @staticmethod
+    def _largest(state: State, at: Moment) -> Tensor:
+        """Of the optimiser's learning rates so far."""
+        return state["lr"].maximum(torch.as_tensor(at.lr, dtype=state["lr"].dtype, device=state["lr"].device))
 
     @staticmethod
     def gradient(x: Tensor, low: Tensor, p: Tensor) -> Tensor:

@@ -194,12 +194,16 @@ def check_schedule(projector: Projector) -> None:
 
 def _moves(projector: Projector, phase: int, count: int) -> list[tuple[bool, bool]]:
     """Whether it has moved before and after the projection of each step."""
-    run, moves = Run(projector, SHAPES[0], phase=phase), []
+    run, moves, age = Run(projector, SHAPES[0], phase=phase), [], 0
     for step in range(1, count + 1):
         due = (step - 1 + (phase if projector.spread else 0)) % projector.every == 0
         assert projector.due(run.moment(step)) == due, f"due at step {step} is {not due}"
+        age = 0 if run.moved["after"] else age
         run.step(step)
         assert step == 1 or due or not run.moved["before"], f"moves before step {step}, where it is not due"
+        age = 1 if run.moved["before"] else age + 1
+        said = projector.age(run.moment(step))
+        assert said == age, f"the age at step {step} is {age} steps, and not {said}"
         moves.append((run.moved["before"], run.moved["after"]))
     return moves
 

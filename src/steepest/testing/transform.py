@@ -124,7 +124,7 @@ def check_state(transform: Transform) -> None:
                     f"state {key} of shape {tuple(value.shape)} does not begin with the batch"
                 )
         seen: list[tuple[Tensor, ...]] = []
-        run.chain.carry(run.states, h, run.context, functools.partial(_noted, seen))
+        run.chain.carry(run.states, h, run.context, functools.partial(_noted, seen), lambda blocks: blocks)
         assert len(seen) == len(run.chain.carried), "first-order state is missing"
         for blocks in seen:
             same = [a.shape == b.shape for a, b in zip(blocks, h, strict=True)]

@@ -58,6 +58,9 @@ class Transform(Spec, abc.ABC):
     """Whether it looks at the point itself, and not only at coordinates."""
     carried: ClassVar[tuple[str, ...]] = ()
     """Keys of first-order state: coordinates that must follow the point when it moves."""
+    partial: ClassVar[bool] = False
+    """Whether first-order state is only a part of the coordinates that were averaged, and so need not lie in the range
+    of `Manifold.pull` as they did."""
     positive: ClassVar[tuple[str, ...]] = ()
     """Keys of state that is never negative, such as variances."""
 
@@ -122,15 +125,27 @@ class Chain:
                 h = tuple(_run(link, block, state, here) for block, state, here in zip(h, states, at, strict=True))
         return h
 
-    def carry(self, states: tuple[State, ...], like: Blocks, ctx: Context, move: Callable[[Blocks], Blocks]) -> None:
+    def carry(
+        self,
+        states: tuple[State, ...],
+        like: Blocks,
+        ctx: Context,
+        move: Callable[[Blocks], Blocks],
+        conform: Callable[[Blocks], Blocks],
+    ) -> None:
         """Apply `move`, from coordinates of all blocks to such coordinates, to all first-order state; `like` are
-        coordinates of these shapes, and `ctx` is of the step after which the state was left."""
+        coordinates of these shapes, and `ctx` is of the step after which the state was left. `conform` is what `move`
+        is where no frame has turned: of partial state the difference of both is added, as to project it would lose some
+        of it each time."""
         at = _each_block(ctx, like)
         for link in self.links:
             own = [_own(link, state) for state in states]
             for key in link.carried:
-                old = (link.first_order(key, *args) for args in zip(own, like, at, strict=True))
-                for value, state, here in zip(move(tuple(old)), own, at, strict=True):
+                old = tuple(link.first_order(key, *args) for args in zip(own, like, at, strict=True))
+                new = move(old)
+                if link.partial:
+                    new = tuple(a + b - c for a, b, c in zip(old, new, conform(old), strict=True))
+                for value, state, here in zip(new, own, at, strict=True):
                     link.set_first_order(key, value, state, here)
 
     def to_spec(self) -> list[dict[str, Any]]:

@@ -91,6 +91,11 @@ class Subspace(Transform):
         return h
 
     @property
+    def partial(self) -> bool:
+        """What is kept of momentum is a part of it."""
+        return True
+
+    @property
     def chain(self) -> Chain:
         """The inner chain."""
         return Chain(self.inner)
@@ -116,15 +121,18 @@ class Subspace(Transform):
             return self.chain.update((h,), (state,), view.inside)[0]
         x = view.turned(self.fed(h, state))
         kept, at = _projectors(state), self._moment(state, view, ctx)
-        self._move(self.projector.before(x, view.rank, kept, at), x, state, view, at)
+        if (new := self.projector.before(x, view.rank, kept, at)) is not None:
+            self._move(new, x, state, view, at, settled=at.step > 1)
         basis = self.projector.basis(x, view.rank, kept, at)
         low = x @ basis
         inside = view.inside
         if self.moved == "reset":
             inside = dataclasses.replace(inside, step=self.projector.age(at))
         step = self.chain.update((view.flipped(low),), (state,), inside)[0]
+        new = self.projector.after(x, low, kept, at)  # before x changes, which may be a view of the state
         out = self.lifted(Projected(x, low, view.flipped(step), basis, view.back, view.turned, view.inside), state)
-        self._move(self.projector.after(x, low, kept, at), x, state, view, at)
+        if new is not None:
+            self._move(new, x, state, view, at)
         return view.back(out)
 
     def first_order(self, key: str, state: State, like: Tensor, ctx: Context) -> Tensor:
@@ -137,21 +145,27 @@ class Subspace(Transform):
         return view.back(view.flipped(low) @ self._basis(state, view, ctx).mH) if view.rank else low
 
     def set_first_order(self, key: str, value: Tensor, state: State, ctx: Context) -> None:
-        """Projected on the basis; what lies outside of the subspace is lost."""
+        """In the subspace, whose coordinates are the nearest; what lies outside of it is lost."""
         if "." not in key:
             state.get(key, torch.empty_like(value)).copy_(value)
             return
         view = _View(self, value, ctx)
         link, own, name = self._inner_of(key, state)
-        low = view.flipped(view.turned(value) @ self._basis(state, view, ctx)) if view.rank else value
-        link.set_first_order(name, low, own, view.inside)
+        link.set_first_order(name, self._coordinates(value, state, view, ctx) if view.rank else value, own, view.inside)
+
+    def _coordinates(self, value: Tensor, state: State, view: _View, ctx: Context) -> Tensor:
+        basis = self._basis(state, view, ctx)
+        low = view.turned(value) @ basis
+        if not self.projector.orthonormal:
+            low = torch.linalg.solve(basis.mH @ basis, low.mH).mH
+        return view.flipped(low)
 
     # Moving. ----------------------------------------------------------------------------------------------------------
 
     def _moment(self, state: State, view: _View, ctx: Context) -> Moment:
         momentum = None
-        if self.projector.needs_momentum and self.carried:
-            link, own, name = self._inner_of(self.carried[0], state)
+        if self.projector.needs_momentum and self.chain.carried:
+            link, own, name = self._inner_of(self.chain.carried[0], state)
             momentum = view.flipped(link.first_order(name, own, view.zeros(), view.inside))
         return Moment(ctx.step, ctx.lr, ctx.phase, momentum)
 
@@ -159,17 +173,15 @@ class Subspace(Transform):
         at = Moment(ctx.step, ctx.lr, ctx.phase)
         return self.projector.basis(view.turned(view.like), view.rank, _projectors(state), at)
 
-    def _move(self, new: State | None, x: Tensor, state: State, view: _View, at: Moment) -> None:
-        """Take over the projector's new state, and see to the inner chain's."""
-        if new is None:
-            return
+    def _move(self, new: State, x: Tensor, state: State, view: _View, at: Moment, settled: bool = True) -> None:
+        """Take over the projector's new state, and see to the inner chain's, if there is any yet."""
         kept = _projectors(state)
-        if at.step > 1 and self.moved == "rotate":
+        if settled and self.moved == "rotate":
             old = self.projector.basis(x, view.rank, kept, dataclasses.replace(at, step=at.step - 1))
             self._rotate(old.mH @ self.projector.basis(x, view.rank, kept | new, at), state, view)
         for key, value in new.items():
             kept[key].copy_(value)
-        if at.step > 1 and self.moved == "reset":
+        if settled and self.moved == "reset":
             for key, value in self.chain.init((view.zeros(),), view.inside)[0].items():
                 state[key].copy_(value)
 

@@ -30,6 +30,11 @@ class Wrapper(Transform):
         return self.inner.carried
 
     @property
+    def partial(self) -> bool:
+        """As the inner transform."""
+        return self.inner.partial
+
+    @property
     def positive(self) -> tuple[str, ...]:
         """As the inner transform."""
         return self.inner.positive
