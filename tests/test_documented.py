@@ -9,14 +9,25 @@ import pytest
 import torch
 
 import steepest
-from steepest import linalg, manifolds, norms, optim, testing, transforms
+from steepest import linalg, manifolds, norms, optim, projectors, testing, transforms
 
-PUBLIC = [getattr(m, n) for m in (steepest, manifolds, norms, optim) for n in m.__all__]
+PUBLIC = [getattr(m, n) for m in (steepest, manifolds, norms, optim, projectors) for n in m.__all__]
 CLASSES = sorted({c for c in PUBLIC if inspect.isclass(c)}, key=lambda c: c.__name__)
-ABSTRACT = {"Manifold", "Norm", "Optimizer", "RoleOptimizer", "MatrixOptimizer", "Constraint", "Shared", "MatrixShared"}
+ABSTRACT = {
+    "Manifold",
+    "Norm",
+    "Projector",
+    "Moment",
+    "Optimizer",
+    "RoleOptimizer",
+    "MatrixOptimizer",
+    "Constraint",
+    "Shared",
+    "MatrixShared",
+}
 MODULES = [
     name
-    for package in (linalg, manifolds, norms, transforms, optim, testing)
+    for package in (linalg, manifolds, norms, projectors, transforms, optim, testing)
     for name in [package.__name__, *(m.name for m in pkgutil.walk_packages(package.__path__, package.__name__ + "."))]
 ]
 

@@ -45,7 +45,7 @@ class APOLLO(MatrixOptimizer):
     def __init__(
         self,
         params: Any,
-        lr: float = 0.003,
+        lr: float = 0.01,
         rank: float = 0.25,
         inner: Transform | Chain | list[Any] = AdamScale(eps=1e-6),  # noqa: B008  (a frozen value)
         projector: Projector | dict[str, Any] = Gaussian(),  # noqa: B008
@@ -78,6 +78,6 @@ class APOLLOMini(APOLLO):
     in_suite: ClassVar[dict[str, Any]] = {}
 
     def __init__(
-        self, params: Any, lr: float = 0.003, weight_decay: float = 0.0, **options: Unpack[MatrixShared]
+        self, params: Any, lr: float = 0.01, weight_decay: float = 0.0, **options: Unpack[MatrixShared]
     ) -> None:
         super().__init__(params, lr, rank=1, scale=128.0, whole=True, weight_decay=weight_decay, **options)

@@ -32,6 +32,8 @@ class Correlated(Projector):
 
     Xiao et al. 2024, "COAP" (2412.00071), equations 5 and 6. Their code takes the cosines along the columns where the
     matrix is wide; here they are along its longer side's vectors, so that a transposed matrix goes the transposed way.
+
+    >>> optimizer = COAP(param_groups(torch.nn.Linear(8, 8)), projector=Correlated(every=16))
     """
 
     every: int = 32

@@ -21,6 +21,8 @@ class Cosine(Projector):
 
     Modoranu, Safaryan, Schultheis, Ryabinin, Chumachenko and Alistarh 2025, "FFT-based dynamic subspace selection"
     (2505.17967), algorithm 1.
+
+    >>> optimizer = DCTAdamW(param_groups(torch.nn.Linear(8, 8)), projector=Cosine(every=10))
     """
 
     every: int = 1

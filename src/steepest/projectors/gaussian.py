@@ -25,6 +25,8 @@ class Gaussian(Projector):
         seed: of all draws.
 
     Hao, Cao and Mou 2024, "FLORA" (2402.03293); Zhu et al. 2024, "APOLLO" (2412.05270), who seed each matrix apart.
+
+    >>> optimizer = APOLLO(param_groups(torch.nn.Linear(8, 8)), projector=Gaussian(every=50, seed=1))
     """
 
     orthonormal: bool = False

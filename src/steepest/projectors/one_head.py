@@ -25,6 +25,8 @@ class OneHead(Projector):
 
     Liao et al. 2024, "GaLore+" (2412.19820), "cross-head low-rank projection"; which head is asked the abstract does
     not say.
+
+    >>> optimizer = GaLore(param_groups(torch.nn.Linear(8, 8)), projector=OneHead(projector=Power(), heads=4))
     """
 
     projector: Projector = Power()  # noqa: RUF009  (a frozen value)

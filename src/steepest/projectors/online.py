@@ -24,6 +24,8 @@ class Online(Projector):
 
     Liang, Liu, Chen and Liu 2024, "Memory-efficient LLM training with online subspace descent" (2408.12857), equation
     5; options of the authors' code.
+
+    >>> optimizer = OnlineSubspaceDescent(param_groups(torch.nn.Linear(8, 8)), projector=Online(every=50))
     """
 
     betas: tuple[float, float] = (0.9, 0.999)

@@ -28,6 +28,8 @@ class Power(Projector):
 
     Halko, Martinsson and Tropp 2011 (0909.4061), algorithm 4.4; as a projector of gradients Liao et al. 2024, "GaLore+"
     (2412.19820), and, every step, Vogels, Karimireddy and Jaggi 2019, "PowerSGD" (1905.13727).
+
+    >>> optimizer = GaLore(param_groups(torch.nn.Linear(8, 8)), projector=Power(every=200, iterations=2))
     """
 
     every: int = 20

@@ -24,6 +24,8 @@ class Principal(Projector):
     as LAPACK's may, the subspace stays where it was, and a RuntimeWarning says so.
 
     Zhao, Zhang, Chen, Wang, Anandkumar and Tian 2024, "GaLore" (2403.03507), section 3.
+
+    >>> optimizer = GaLore(param_groups(torch.nn.Linear(8, 8)), projector=Principal(every=100))
     """
 
     def init(self, x: Tensor, rank: int) -> State:
