@@ -535,7 +535,8 @@ def test_momentum_follows_its_point():
         return tuple(transform.first_order(key, part, h, at) for part, h in zip(parts, like, strict=True))
 
     last = blocks(old)
-    carried, conformed = manifold.carry(before, now, last), manifold.conform(now, last)
+    conformed = manifold.conform(now, last)
+    carried = manifold.carry(before, now, conformed)
     optimizer.state_dict()
     for name, m, moved, still, kept in zip(manifold.blocks, last, carried, conformed, blocks(state), strict=True):
         p = state[f"low_rank.projector.basis.{name}"]

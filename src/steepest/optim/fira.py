@@ -30,7 +30,7 @@ class Fira(MatrixOptimizer):
     """
 
     chains: ClassVar[tuple[str, ...]] = ("inner",)
-    in_suite: ClassVar[dict[str, Any]] = {"projector": Power(every=5)}
+    in_suite: ClassVar[dict[str, Any]] = {"projector": Power(every=5, iterations=2)}
 
     def __init__(
         self,

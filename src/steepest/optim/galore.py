@@ -48,7 +48,7 @@ class GaLore(MatrixOptimizer):
     """
 
     chains: ClassVar[tuple[str, ...]] = ("inner",)
-    in_suite: ClassVar[dict[str, Any]] = {"projector": Power(every=5)}
+    in_suite: ClassVar[dict[str, Any]] = {"projector": Power(every=5, iterations=2)}
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class GaLorePlus(MatrixOptimizer):
     """
 
     chains: ClassVar[tuple[str, ...]] = ("inner",)
-    in_suite: ClassVar[dict[str, Any]] = {"projector": Power(every=5)}
+    in_suite: ClassVar[dict[str, Any]] = {"projector": Power(every=5, iterations=2)}
 
     def __init__(
         self,

@@ -134,17 +134,18 @@ class Chain:
         conform: Callable[[Blocks], Blocks],
     ) -> None:
         """Apply `move`, from coordinates of all blocks to such coordinates, to all first-order state; `like` are
-        coordinates of these shapes, and `ctx` is of the step after which the state was left. `conform` is what `move`
-        is where no frame has turned: of partial state the difference of both is added, as to project it would lose some
-        of it each time."""
+        coordinates of these shapes, and `ctx` is of the step after which the state was left. Of partial state the part
+        in the range of the frame, by `conform`, moves, and the rest stays: to project it away would, step by step, take
+        away what has been averaged."""
         at = _each_block(ctx, like)
         for link in self.links:
             own = [_own(link, state) for state in states]
             for key in link.carried:
                 old = tuple(link.first_order(key, *args) for args in zip(own, like, at, strict=True))
-                new = move(old)
+                part = conform(old) if link.partial else old
+                new = move(part)
                 if link.partial:
-                    new = tuple(a + b - c for a, b, c in zip(old, new, conform(old), strict=True))
+                    new = tuple(a + b - c for a, b, c in zip(old, new, part, strict=True))
                 for value, state, here in zip(new, own, at, strict=True):
                     link.set_first_order(key, value, state, here)
 
