@@ -18,14 +18,15 @@ def dct(x: Tensor) -> Tensor:
     if x.is_complex():
         return torch.complex(dct(x.real), dct(x.imag))
     order = torch.cat([torch.arange(0, n, 2), torch.arange(1, n, 2).flip(0)]).to(x.device)
-    spectrum = torch.fft.rfft(x.index_select(-1, order))
-    k = torch.arange(spectrum.shape[-1], device=x.device, dtype=x.dtype)
-    turned = spectrum * torch.polar(torch.full_like(k, math.sqrt(2 / n)), -math.pi / (2 * n) * k)
+    spectrum = torch.view_as_real(torch.fft.rfft(x.index_select(-1, order)))
+    angle = -math.pi / (2 * n) * torch.arange(spectrum.shape[-2], device=x.device, dtype=torch.float64)
+    cos, sin = ((f(angle) * math.sqrt(2 / n)).to(x.dtype) for f in (torch.cos, torch.sin))
+    cos[0] *= math.sqrt(0.5)
+    re, im = spectrum.unbind(-1)
     # of a real sequence the second half of the spectrum is the first one's conjugate, a quarter turn away
-    rest = -turned.imag[..., 1 : (n + 1) // 2].flip(-1)
-    out = torch.cat([turned.real, rest], -1)
-    out[..., 0] *= math.sqrt(0.5)
-    return out
+    half = slice(1, (n + 1) // 2)
+    rest = (re[..., half] * -sin[half]).sub_(im[..., half] * cos[half]).flip(-1)
+    return torch.cat([(re * cos).sub_(im * sin), rest], -1)
 
 
 def dct_matrix(n: int, like: Tensor) -> Tensor:
