@@ -48,9 +48,17 @@ def test_transform(transform, check):
     check(transform)
 
 
+def _names():
+    """Every optimiser; one that is another under other defaults in the long run only."""
+    known = testing.optimizers()
+    for name, family in known.items():
+        derived = any(base in known.values() for base in family.__mro__[1:])
+        yield pytest.param(name, marks=[pytest.mark.slow] if derived else [])
+
+
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["kinds", "every manifold"])
 @pytest.mark.parametrize("check", testing.OPTIMIZER_CHECKS, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("name", testing.optimizers())
+@pytest.mark.parametrize("name", _names())
 def test_optimizer(name, check, every):
     optimizer = testing.optimizers()[name]
     check(functools.partial(optimizer, **optimizer.in_suite), testing.places(every))
