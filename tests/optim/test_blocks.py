@@ -25,7 +25,9 @@ from steepest.transforms import Momentum
 from steepest.transforms.base import as_matrix
 
 ALL = {name: family for name, family in OPTIMIZERS.items() if name != "composed" and "steepest" in family.__module__}
-ENTRYWISE = [name for name, family in ALL.items() if not issubclass(family, RoleOptimizer)]
+FACTORED = {"adafactor", "sm3"}
+"""What takes a tensor whole besides matrix methods: sums along its axes."""
+ENTRYWISE = [name for name, family in ALL.items() if not issubclass(family, RoleOptimizer) and name not in FACTORED]
 
 
 @pytest.fixture(autouse=True)
