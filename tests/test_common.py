@@ -60,5 +60,7 @@ def _names():
 @pytest.mark.parametrize("check", testing.OPTIMIZER_CHECKS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("name", _names())
 def test_optimizer(name, check, every):
-    optimizer = testing.optimizers()[name]
-    check(functools.partial(optimizer, **optimizer.in_suite), testing.places(every))
+    optimizer, places = testing.optimizers()[name], testing.places(every)
+    if not every and check.__name__ != "check_descends":  # every second kind, and the others for the next optimiser
+        places = places[list(testing.optimizers()).index(name) % 2 :: 2]
+    check(functools.partial(optimizer, **optimizer.in_suite), places)

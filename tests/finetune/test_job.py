@@ -155,7 +155,13 @@ def test_classification(tmp_path, options, labels, tiny_model):
     assert all(run["loss"][-1] < 1.2 for run in results["runs"].values())
 
 
-@pytest.mark.parametrize("name", sorted(known_optimizers()))
+OFTEN = {"adamw", "galore", "muon", "scion"}
+"""One of each kind: for any tensor, in a subspace, for matrices, with a norm for each role."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in OFTEN else pytest.mark.slow) for n in sorted(known_optimizers())]
+)
 def test_every_optimizer_can_be_chosen(tmp_path, options, name):
     results = finetune(options | {"optimizer": name, "baseline": False, "steps": 2, "lr": 1e-3}, tmp_path, say=silent)
     assert len(next(iter(results["runs"].values()))["loss"]) == 2

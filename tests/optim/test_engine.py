@@ -348,10 +348,10 @@ OPTIONS = [("lr", -0.1), ("lr", math.nan), ("nonfinite", "skp")]
     [*((name, "weight_decay", -1.0) for name in ALL), *((name, *o) for name in ("adam", "muon") for o in OPTIONS)],
 )
 def test_options_out_of_range_are_refused_by_name(name, option, value):
-    weight = nn.Parameter(torch.ones(2, 2))
+    group = {"params": [nn.Parameter(torch.ones(2, 2))], "geometry": None, "matrix": None, "sizes": {}}
     with pytest.raises(ValueError, match=option):
-        ALL[name]([weight], **{option: value})
-    optimizer = ALL[name]([weight])
+        ALL[name]([group], **{option: value})
+    optimizer = ALL[name]([group])
     with pytest.raises(ValueError, match=option):
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2, 2))], option: value})
     assert len(optimizer.param_groups) == 1
