@@ -16,7 +16,6 @@ from steepest.transforms import (
     Transform,
     WeightDecay,
     chain,
-    chain_of,
 )
 
 
@@ -60,9 +59,8 @@ class APOLLO(MatrixOptimizer):
 
     def matrix_chain(self, group: dict[str, Any]) -> Chain:
         """The scaled gradient, its growth limited, factor, decay."""
-        projector = Projector.from_spec(group["projector"])
         rest = {"moved": group["moved"], "whole": group["whole"]}
-        scaled = ScaleChannels(chain_of(group["inner"]), group["rank"], projector, **rest)
+        scaled = ScaleChannels(group["inner"], group["rank"], group["projector"], **rest)
         limit = [LimitGrowth(group["growth"])] if group["growth"] is not None else []
         return chain(scaled, *limit, Scale(group["scale"] ** 0.5), WeightDecay(group["weight_decay"]))
 

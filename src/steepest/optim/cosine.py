@@ -8,7 +8,7 @@ from steepest.norms import Norm, Spectral
 from steepest.optim.matrix_optimizer import MatrixOptimizer
 from steepest.optim.options import MatrixShared, options
 from steepest.projectors import Cosine, Projector
-from steepest.transforms import AdamScale, Chain, Dualize, LowRank, ShapeScale, Transform, WeightDecay, chain, chain_of
+from steepest.transforms import AdamScale, Chain, Dualize, LowRank, ShapeScale, Transform, WeightDecay, chain
 
 
 class Trion(MatrixOptimizer):
@@ -49,8 +49,8 @@ class Trion(MatrixOptimizer):
 
     def matrix_chain(self, group: dict[str, Any]) -> Chain:
         """The polar factor in the subspace, the rest fed back, length, decay."""
-        dual, projector = Dualize(Norm.from_spec(group["norm"])), Projector.from_spec(group["projector"])
-        polar = LowRank(dual, group["rank"], projector, feedback=group["momentum"])
+        dual = Dualize(Norm.from_spec(group["norm"]))
+        polar = LowRank(dual, group["rank"], group["projector"], feedback=group["momentum"])
         shape = ShapeScale("none" if group["geometry"] else group["scale"])
         return chain(polar, shape, WeightDecay(group["weight_decay"]))
 
@@ -94,6 +94,6 @@ class DCTAdamW(MatrixOptimizer):
 
     def matrix_chain(self, group: dict[str, Any]) -> Chain:
         """The inner chain in the subspace, decay."""
-        projector, feedback = Projector.from_spec(group["projector"]), 0.0 if group["feedback"] else None
-        low = LowRank(chain_of(group["inner"]), group["rank"], projector, moved=group["moved"], feedback=feedback)
+        rest = {"moved": group["moved"], "feedback": 0.0 if group["feedback"] else None}
+        low = LowRank(group["inner"], group["rank"], group["projector"], **rest)
         return chain(low, WeightDecay(group["weight_decay"]))

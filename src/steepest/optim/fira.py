@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Unpack
 from steepest.optim.matrix_optimizer import MatrixOptimizer
 from steepest.optim.options import MatrixShared, options
 from steepest.projectors import Power, Projector
-from steepest.transforms import AdamScale, Chain, ScaledResidual, Transform, WeightDecay, chain, chain_of
+from steepest.transforms import AdamScale, Chain, ScaledResidual, Transform, WeightDecay, chain
 
 
 class Fira(MatrixOptimizer):
@@ -49,7 +49,6 @@ class Fira(MatrixOptimizer):
 
     def matrix_chain(self, group: dict[str, Any]) -> Chain:
         """The inner chain in the subspace and the scaled rest, decay."""
-        projector = Projector.from_spec(group["projector"])
         rest = {"moved": group["moved"], "scale": group["scale"], "growth": group["growth"]}
-        low = ScaledResidual(chain_of(group["inner"]), group["rank"], projector, **rest)
+        low = ScaledResidual(group["inner"], group["rank"], group["projector"], **rest)
         return chain(low, WeightDecay(group["weight_decay"]))

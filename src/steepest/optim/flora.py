@@ -60,9 +60,9 @@ class FLORA(MatrixOptimizer):
 
     def matrix_chain(self, group: dict[str, Any]) -> Chain:
         """Adafactor's division, compressed momentum, bound, decay, the parameter's size."""
-        beta, projector = group["momentum"], Projector.from_spec(group["projector"])
+        beta = group["momentum"]
         rest = {"moved": "rotate", "factor": 1 - beta, "growth": None}
-        momentum = ScaledResidual(Momentum(beta), group["rank"], projector, **rest)
+        momentum = ScaledResidual(Momentum(beta), group["rank"], group["projector"], **rest)
         size = [ParameterScale()] if group["relative"] else []
         decay = WeightDecay(group["weight_decay"])
         return chain(FactoredScale(-group["beta2_decay"]), momentum, ClipRMS(group["bound"]), decay, *size)

@@ -16,7 +16,6 @@ from steepest.transforms import (
     Transform,
     WeightDecay,
     chain,
-    chain_of,
 )
 
 
@@ -67,8 +66,7 @@ class GaLore(MatrixOptimizer):
 
     def matrix_chain(self, group: dict[str, Any]) -> Chain:
         """The inner chain in the subspace, factor, decay."""
-        projector = Projector.from_spec(group["projector"])
-        low = LowRank(chain_of(group["inner"]), group["rank"], projector, group["side"], group["moved"])
+        low = LowRank(group["inner"], group["rank"], group["projector"], group["side"], group["moved"])
         return chain(low, Scale(group["scale"]), WeightDecay(group["weight_decay"]))
 
 
@@ -114,7 +112,7 @@ class GaLorePlus(MatrixOptimizer):
 
     def matrix_chain(self, group: dict[str, Any]) -> Chain:
         """The inner chain in the subspace and at single entries, factor, decay."""
-        projector = OneHead(projector=Projector.from_spec(group["projector"]), heads=group["heads"])
+        projector = OneHead(projector=group["projector"], heads=group["heads"])
         sparse = {"density": group["density"], "warmup": group["warmup"]}
-        low = SparseResidual(chain_of(group["inner"]), group["rank"], projector, moved=group["moved"], **sparse)
+        low = SparseResidual(group["inner"], group["rank"], projector, moved=group["moved"], **sparse)
         return chain(low, Scale(group["scale"]), WeightDecay(group["weight_decay"]))

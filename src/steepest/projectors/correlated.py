@@ -11,7 +11,7 @@ from torch import Tensor
 from steepest.checks import check_range
 from steepest.linalg.basis import orthonormal_basis
 from steepest.projectors.base import Moment, Projector, State
-from steepest.projectors.gaussian import gaussian
+from steepest.projectors.gaussian import gaussian, over_batch
 from steepest.projectors.principal import Principal
 
 
@@ -54,8 +54,7 @@ class Correlated(Projector):
 
     def init(self, x: Tensor, rank: int) -> State:
         """What the first power iteration starts from."""
-        start = gaussian((x.shape[-1], rank), 0, x)
-        return {"basis": start.expand(*x.shape[:-2], *start.shape).clone()}
+        return {"basis": over_batch(gaussian((x.shape[-1], rank), 0, x), x)}
 
     def basis(self, x: Tensor, rank: int, state: State, at: Moment) -> Tensor:
         """Where it is."""

@@ -47,6 +47,16 @@ class Gaussian(Projector):
         return [cls(), cls(every=2, spread=False, orthonormal=True)]
 
 
+def random_basis(x: Tensor, rank: int) -> Tensor:
+    """The same orthonormal start `(*b, n, rank)` for all x `(*b, m, n)` of a size."""
+    return over_batch(orthonormal_basis(gaussian((x.shape[-1], rank), 0, x)), x)
+
+
+def over_batch(start: Tensor, x: Tensor) -> Tensor:
+    """A matrix for each element of x's batch, in memory of its own."""
+    return start.expand(*x.shape[:-2], *start.shape).clone()
+
+
 def gaussian(shape: tuple[int, int], seed: int, like: Tensor) -> Tensor:
     """Normal numbers from a seed and the shape alone, as a real matrix of the dtype and on the device of `like`."""
     generator = torch.Generator(like.device).manual_seed(zlib.crc32(f"{seed} {shape}".encode()))

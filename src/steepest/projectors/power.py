@@ -10,7 +10,7 @@ from torch import Tensor
 from steepest.checks import check_range
 from steepest.linalg.basis import orthonormal_basis
 from steepest.projectors.base import Moment, Projector, State
-from steepest.projectors.gaussian import gaussian
+from steepest.projectors.gaussian import random_basis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +48,7 @@ class Power(Projector):
 
     def init(self, x: Tensor, rank: int) -> State:
         """A random start."""
-        start = orthonormal_basis(gaussian((x.shape[-1], rank), 0, x))
-        return {"basis": start.expand(*x.shape[:-2], *start.shape).clone()}
+        return {"basis": random_basis(x, rank)}
 
     def basis(self, x: Tensor, rank: int, state: State, at: Moment) -> Tensor:
         """Where the iteration is."""

@@ -12,7 +12,7 @@ from steepest.linalg.basis import orthonormal_basis
 from steepest.linalg.eigen import eigh
 from steepest.linalg.precision import double
 from steepest.projectors.base import Moment, Projector, State
-from steepest.projectors.gaussian import gaussian
+from steepest.projectors.gaussian import random_basis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +30,7 @@ class Principal(Projector):
 
     def init(self, x: Tensor, rank: int) -> State:
         """A random subspace, which stays only if the first decomposition fails."""
-        start = orthonormal_basis(gaussian((x.shape[-1], rank), 0, x))
-        return {"basis": start.expand(*x.shape[:-2], *start.shape).clone()}
+        return {"basis": random_basis(x, rank)}
 
     def basis(self, x: Tensor, rank: int, state: State, at: Moment) -> Tensor:
         """The one that was found last."""

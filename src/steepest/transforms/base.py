@@ -139,7 +139,7 @@ class Chain:
         away what has been averaged."""
         at = _each_block(ctx, like)
         for link in self.links:
-            own = [_own(link, state) for state in states]
+            own = [part_of_state(state, link.name) for state in states]
             for key in link.carried:
                 old = tuple(link.first_order(key, *args) for args in zip(own, like, at, strict=True))
                 part = conform(old) if link.partial else old
@@ -194,7 +194,7 @@ def _init(link: Transform, h: Any, ctx: Context) -> State:
 def _run(link: Transform, h: Any, state: State, ctx: Context) -> Any:
     """One link, on the part of the state that is its own, under its own keys; an entry that it replaced is copied back,
     as the tensors of `state` may be views into a batch."""
-    own = _own(link, state)
+    own = part_of_state(state, link.name)
     split = link.entrywise and h.is_complex()
     if split:
         h, own = _parts(h), {key: _parts(value) if value.is_complex() else value for key, value in own.items()}
@@ -206,10 +206,9 @@ def _run(link: Transform, h: Any, state: State, ctx: Context) -> Any:
     return _whole(h) if split else h
 
 
-def _own(link: Transform, state: State) -> State:
-    """A link's part of the state, under its own keys."""
-    start = len(link.name) + 1
-    return {key[start:]: value for key, value in state.items() if key.startswith(link.name + ".")}
+def part_of_state(state: State, name: str) -> State:
+    """The entries under a name, such as a link's, by the rest of their keys."""
+    return {key[len(name) + 1 :]: value for key, value in state.items() if key.startswith(f"{name}.")}
 
 
 def _parts(z: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class LowRank(Subspace):
     def lifted(self, p: Projected, state: State) -> Tensor:
         """The inner chain's step, back from the subspace."""
         if self.feedback is not None and self.feedback < 1:
-            state["left_out"].sub_(p.back(p.lift(p.low)), alpha=1 - self.feedback)
+            state["left_out"].sub_(p.view.back(p.lift(p.low)), alpha=1 - self.feedback)
         return p.lift(p.step)
 
     @classmethod

@@ -11,7 +11,7 @@ from steepest.checks import check_range
 from steepest.manifolds.euclidean import Euclidean
 from steepest.projectors import OneHead, Power
 from steepest.transforms.adam_scale import AdamScale
-from steepest.transforms.base import Context, State, Transform
+from steepest.transforms.base import Context, State, Transform, part_of_state
 from steepest.transforms.subspace import Projected, Subspace
 
 
@@ -51,18 +51,17 @@ class SparseResidual(Subspace):
     def lifted(self, p: Projected, state: State) -> Tensor:
         """The step in the subspace and at the entries."""
         out, entries = p.lift(p.step), state["entries"]
-        past = int(p.ctx.step) - self.warmup
+        past = int(p.view.inside.step) - self.warmup
         if past < 0 or not entries.shape[-1]:
             return out
-        residual = p.back(p.x - p.lift(p.low))
+        residual = p.view.back(p.x - p.lift(p.low))
         flat = residual.reshape(*entries.shape[:-1], -1)
         if past == 0:
             entries.copy_(flat.abs().topk(entries.shape[-1]).indices)
             return out
-        own = {key.removeprefix("residual."): v for key, v in state.items() if key.startswith("residual.")}
-        ctx = self._of_entries(p.ctx, past)
+        own, ctx = part_of_state(state, "residual"), self._of_entries(p.view.inside, past)
         step = self.chain.update((flat.gather(-1, entries),), (own,), ctx)[0]
-        return out + p.turned(torch.zeros_like(flat).scatter(-1, entries, step).reshape(residual.shape))
+        return out + p.view.turned(torch.zeros_like(flat).scatter(-1, entries, step).reshape(residual.shape))
 
     def _of_entries(self, ctx: Context, step: int) -> Context:
         """What the inner chain knows when it is at the entries, which are vectors."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from steepest.manifolds.euclidean import Euclidean
 from steepest.projectors import Moment, Power, Projector
-from steepest.transforms.base import Chain, Context, State, Transform, as_matrix, chain_of
+from steepest.transforms.base import Chain, Context, State, Transform, as_matrix, chain_of, part_of_state
 from steepest.transforms.ranks import check_rank, rank_of
 
 SIDES = ("short", "long", "left", "right")
@@ -31,12 +30,8 @@ class Projected:
     """What the inner chain made of them, `(*b, m, r)`."""
     basis: Tensor
     """P, `(*b, n, r)` or `(n, r)`."""
-    back: Callable[[Tensor], Tensor]
-    """From matrices like x to blocks as they came."""
-    turned: Callable[[Tensor], Tensor]
-    """And the other way."""
-    ctx: Context
-    """What the inner chain knows."""
+    view: View
+    """The way back from such matrices to blocks as they came."""
 
     def lift(self, low: Tensor) -> Tensor:
         """Coordinates in the subspace as a matrix like x."""
@@ -107,7 +102,7 @@ class Subspace(Transform):
 
     def init(self, h: Tensor, ctx: Context) -> State:
         """The projector's state as `projector.<key>`, the inner chain's under its transforms' names."""
-        view = _View(self, h, ctx)
+        view = View(self, h, ctx)
         inner = self.chain.init((view.zeros(),), view.inside)[0]
         if not view.rank:
             return inner
@@ -116,7 +111,7 @@ class Subspace(Transform):
 
     def update(self, h: Tensor, state: State, ctx: Context) -> Tensor:
         """Project, transform, lift."""
-        view = _View(self, h, ctx)
+        view = View(self, h, ctx)
         if not view.rank:
             return self.chain.update((h,), (state,), view.inside)[0]
         x = view.turned(self.fed(h, state))
@@ -130,7 +125,7 @@ class Subspace(Transform):
             inside = dataclasses.replace(inside, step=self.projector.age(at))
         step = self.chain.update((view.flipped(low),), (state,), inside)[0]
         new = self.projector.after(x, low, kept, at)  # before x changes, which may be a view of the state
-        out = self.lifted(Projected(x, low, view.flipped(step), basis, view.back, view.turned, view.inside), state)
+        out = self.lifted(Projected(x, low, view.flipped(step), basis, view), state)
         if new is not None:
             self._move(new, x, state, view, at)
         return view.back(out)
@@ -139,7 +134,7 @@ class Subspace(Transform):
         """Lifted by the basis; what is a subclass's own is kept in full."""
         if "." not in key:
             return state.get(key, torch.zeros_like(like))
-        view = _View(self, like, ctx)
+        view = View(self, like, ctx)
         link, own, name = self._inner_of(key, state)
         low = link.first_order(name, own, view.zeros(), view.inside)
         return view.back(view.flipped(low) @ self._basis(state, view, ctx).mH) if view.rank else low
@@ -149,11 +144,11 @@ class Subspace(Transform):
         if "." not in key:
             state.get(key, torch.empty_like(value)).copy_(value)
             return
-        view = _View(self, value, ctx)
+        view = View(self, value, ctx)
         link, own, name = self._inner_of(key, state)
         link.set_first_order(name, self._coordinates(value, state, view, ctx) if view.rank else value, own, view.inside)
 
-    def _coordinates(self, value: Tensor, state: State, view: _View, ctx: Context) -> Tensor:
+    def _coordinates(self, value: Tensor, state: State, view: View, ctx: Context) -> Tensor:
         basis = self._basis(state, view, ctx)
         low = view.turned(value) @ basis
         if not self.projector.orthonormal:
@@ -162,18 +157,18 @@ class Subspace(Transform):
 
     # Moving. ----------------------------------------------------------------------------------------------------------
 
-    def _moment(self, state: State, view: _View, ctx: Context) -> Moment:
+    def _moment(self, state: State, view: View, ctx: Context) -> Moment:
         momentum = None
         if self.projector.needs_momentum and self.chain.carried:
             link, own, name = self._inner_of(self.chain.carried[0], state)
             momentum = view.flipped(link.first_order(name, own, view.zeros(), view.inside))
         return Moment(ctx.step, ctx.lr, ctx.phase, momentum)
 
-    def _basis(self, state: State, view: _View, ctx: Context) -> Tensor:
+    def _basis(self, state: State, view: View, ctx: Context) -> Tensor:
         at = Moment(ctx.step, ctx.lr, ctx.phase)
         return self.projector.basis(view.turned(view.like), view.rank, _projectors(state), at)
 
-    def _move(self, new: State, x: Tensor, state: State, view: _View, at: Moment, settled: bool = True) -> None:
+    def _move(self, new: State, x: Tensor, state: State, view: View, at: Moment, settled: bool = True) -> None:
         """Take over the projector's new state, and see to the inner chain's, if there is any yet."""
         kept = _projectors(state)
         if settled and self.moved == "rotate":
@@ -185,11 +180,11 @@ class Subspace(Transform):
             for key, value in self.chain.init((view.zeros(),), view.inside)[0].items():
                 state[key].copy_(value)
 
-    def _rotate(self, turn: Tensor, state: State, view: _View) -> None:
+    def _rotate(self, turn: Tensor, state: State, view: View) -> None:
         """First-order state by `turn` `(*b, r, r)`, variances by the squares of its entries."""
         like = view.zeros()
         for link in self.inner:
-            own = _part(state, link.name)
+            own = part_of_state(state, link.name)
             for key in (*link.carried, *link.positive):
                 if not any(f"{k}.".startswith(f"{key}.") for k in own):
                     continue
@@ -202,10 +197,10 @@ class Subspace(Transform):
     def _inner_of(self, key: str, state: State) -> tuple[Transform, State, str]:
         """The inner transform that a key of first-order state belongs to, its state, and the key there."""
         link = next(link for link in self.inner if key.startswith(f"{link.name}."))
-        return link, _part(state, link.name), key.removeprefix(f"{link.name}.")
+        return link, part_of_state(state, link.name), key.removeprefix(f"{link.name}.")
 
 
-class _View:
+class View:
     """A block as a matrix of which the right side is projected."""
 
     def __init__(self, low_rank: Subspace, like: Tensor, ctx: Context) -> None:
@@ -239,10 +234,5 @@ class _View:
         return self.flipped(x.new_zeros((*x.shape[:-1], self.rank)))
 
 
-def _part(state: State, name: str) -> State:
-    """The entries under a name, by the rest of their keys."""
-    return {key[len(name) + 1 :]: value for key, value in state.items() if key.startswith(f"{name}.")}
-
-
 def _projectors(state: State) -> State:
-    return _part(state, "projector")
+    return part_of_state(state, "projector")
