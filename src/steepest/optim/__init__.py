@@ -27,9 +27,10 @@ from steepest.optim.options import MatrixShared, Shared
 from steepest.optim.refactor import refactor_
 from steepest.optim.scion import Scion
 from steepest.optim.sgd import SGD
-from steepest.optim.shampoo import Shampoo
+from steepest.optim.shampoo import Shampoo, Shampoo4bit, ShampooSquared
 from steepest.optim.sign import Lion, SignSGD
 from steepest.optim.sm3 import SM3
+from steepest.optim.soap import SOAP
 from steepest.optim.spectra import Spectra
 from steepest.optim.trust_region import TrustRegion
 from steepest.optim.width import width_transfer
@@ -42,6 +43,7 @@ __all__ = [
     "SCALE",
     "SGD",
     "SM3",
+    "SOAP",
     "AMSGrad",
     "APOLLOMini",
     "AdaMuon",
@@ -68,6 +70,8 @@ __all__ = [
     "RoleOptimizer",
     "Scion",
     "Shampoo",
+    "Shampoo4bit",
+    "ShampooSquared",
     "Shared",
     "SignSGD",
     "Spectra",

@@ -8,6 +8,7 @@ from steepest.transforms.clip_rms import ClipRMS
 from steepest.transforms.cosh_scale import CoshScale
 from steepest.transforms.dualize import Dualize
 from steepest.transforms.factored_scale import FactoredScale
+from steepest.transforms.graft import Graft
 from steepest.transforms.limit_growth import LimitGrowth
 from steepest.transforms.lion_momentum import LionMomentum
 from steepest.transforms.low_rank import LowRank
@@ -18,9 +19,11 @@ from steepest.transforms.named import Named
 from steepest.transforms.neuron_scale import NeuronScale
 from steepest.transforms.parameter_scale import ParameterScale
 from steepest.transforms.precondition import Precondition
+from steepest.transforms.precondition_factored import PreconditionFactored
 from steepest.transforms.quantized import Quantized
 from steepest.transforms.restart import Restart
 from steepest.transforms.rms_scale import RMSScale
+from steepest.transforms.rotate import Rotate
 from steepest.transforms.scale import Scale
 from steepest.transforms.scale_channels import ScaleChannels
 from steepest.transforms.scaled_residual import ScaledResidual
@@ -30,6 +33,7 @@ from steepest.transforms.sparse_residual import SparseResidual
 from steepest.transforms.spectral_clip import SpectralClip
 from steepest.transforms.spectral_scale import SpectralScale
 from steepest.transforms.subspace import Subspace
+from steepest.transforms.tiled import Tiled
 from steepest.transforms.weight_decay import WeightDecay
 
 __all__ = [
@@ -42,6 +46,7 @@ __all__ = [
     "CoshScale",
     "Dualize",
     "FactoredScale",
+    "Graft",
     "LimitGrowth",
     "LionMomentum",
     "LowRank",
@@ -52,9 +57,11 @@ __all__ = [
     "NeuronScale",
     "ParameterScale",
     "Precondition",
+    "PreconditionFactored",
     "Quantized",
     "RMSScale",
     "Restart",
+    "Rotate",
     "SM3Scale",
     "Scale",
     "ScaleChannels",
@@ -64,6 +71,7 @@ __all__ = [
     "SpectralClip",
     "SpectralScale",
     "Subspace",
+    "Tiled",
     "Transform",
     "WeightDecay",
     "chain",

@@ -211,6 +211,12 @@ def part_of_state(state: State, name: str) -> State:
     return {key[len(name) + 1 :]: value for key, value in state.items() if key.startswith(f"{name}.")}
 
 
+def link_of(links: tuple[Transform, ...], key: str, state: State) -> tuple[Transform, State, str]:
+    """The transform that a key of first-order state belongs to, its part of the state, and the key there."""
+    link = next(link for link in links if key.startswith(f"{link.name}."))
+    return link, part_of_state(state, link.name), key.removeprefix(f"{link.name}.")
+
+
 def _parts(z: Tensor) -> Tensor:
     """Real and imaginary parts along a new last dimension; a view, but of a conjugate not yet computed."""
     return torch.view_as_real(z.resolve_conj())

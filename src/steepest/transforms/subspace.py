@@ -11,7 +11,7 @@ from torch import Tensor
 
 from steepest.manifolds.euclidean import Euclidean
 from steepest.projectors import Moment, Power, Projector
-from steepest.transforms.base import Chain, Context, State, Transform, as_matrix, chain_of, part_of_state
+from steepest.transforms.base import Chain, Context, State, Transform, as_matrix, chain_of, link_of, part_of_state
 from steepest.transforms.ranks import check_rank, rank_of
 
 SIDES = ("short", "long", "left", "right")
@@ -135,7 +135,7 @@ class Subspace(Transform):
         if "." not in key:
             return state.get(key, torch.zeros_like(like))
         view = View(self, like, ctx)
-        link, own, name = self._inner_of(key, state)
+        link, own, name = link_of(self.inner, key, state)
         low = link.first_order(name, own, view.zeros(), view.inside)
         return view.back(view.flipped(low) @ self._basis(state, view, ctx).mH) if view.rank else low
 
@@ -145,7 +145,7 @@ class Subspace(Transform):
             state.get(key, torch.empty_like(value)).copy_(value)
             return
         view = View(self, value, ctx)
-        link, own, name = self._inner_of(key, state)
+        link, own, name = link_of(self.inner, key, state)
         link.set_first_order(name, self._coordinates(value, state, view, ctx) if view.rank else value, own, view.inside)
 
     def _coordinates(self, value: Tensor, state: State, view: View, ctx: Context) -> Tensor:
@@ -160,7 +160,7 @@ class Subspace(Transform):
     def _moment(self, state: State, view: View, ctx: Context) -> Moment:
         momentum = None
         if self.projector.needs_momentum and self.chain.carried:
-            link, own, name = self._inner_of(self.chain.carried[0], state)
+            link, own, name = link_of(self.inner, self.chain.carried[0], state)
             momentum = view.flipped(link.first_order(name, own, view.zeros(), view.inside))
         return Moment(ctx.step, ctx.lr, ctx.phase, momentum)
 
@@ -193,11 +193,6 @@ class Subspace(Transform):
                     by = turn if key in link.carried else (turn.conj() * turn).real
                     turned = view.flipped(value) @ by.to(value.dtype)
                     link.set_first_order(key, view.flipped(turned), own, view.inside)
-
-    def _inner_of(self, key: str, state: State) -> tuple[Transform, State, str]:
-        """The inner transform that a key of first-order state belongs to, its state, and the key there."""
-        link = next(link for link in self.inner if key.startswith(f"{link.name}."))
-        return link, part_of_state(state, link.name), key.removeprefix(f"{link.name}.")
 
 
 class View:

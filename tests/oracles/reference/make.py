@@ -1,4 +1,4 @@
-"""Write the numbers that the official implementations of spectral and low-rank optimisers give, one JSON per method.
+"""Write the numbers that the official implementations of matrix optimisers give, one JSON per method.
 
     python tests/oracles/reference/make.py --source DIR
 
@@ -22,6 +22,9 @@ numbers):
     bytedance/coap                            deabc3a671f63f9a8b49066c925d9df6b260089e
     kyleliang919/Online-Subspace-Descent      e694775980036a62d2019957f075ff2c5c1c68ad
     IST-DASLab/ISTA-DASLab-Optimizers         4c98e6e7d8a51147cc8fdd77458baac881852b56
+    nikhilvyas/SOAP                           a1e553530fde97d0e6b307d7c82ac6d38b072340
+    facebookresearch/optimizers               f60660661194de26d3ee78bae6d15820ff8e583d
+    Sike-Wang/low-bit-Shampoo                 fc46867b3afbc8e4f72a541475bb883ce94e8d4c
 
 GaLore is the wheel of that version, unpacked in a folder GaLore.
 
@@ -65,6 +68,7 @@ UNUSED = (
     "bitsandbytes.functional",
     "coap_torch.projection.coap_high_order_tensor",
     "ista_daslab_optimizers.utils.newton_schulz_triton",
+    "qtensor.cextension",
     "transformers",
     "transformers.utils",
     "transformers.utils.versions",
@@ -119,6 +123,7 @@ def float64() -> Iterator[None]:
         for name, replacement in {**same, "to": to_float64}.items():
             stack.enter_context(mock.patch.object(Tensor, name, replacement))
         stack.enter_context(mock.patch.object(torch, "empty", empty_float64))
+        stack.enter_context(mock.patch.object(Tensor, "get_device", lambda x: "cpu"))
         stack.enter_context(mock.patch.object(torch, "compile", lambda f=None, **_: f or (lambda f: f)))
         stack.enter_context(mock.patch.object(torch.distributed, "all_gather_into_tensor", gather))
         torch.set_default_dtype(torch.float64)  # for hyper-parameters that the code makes tensors of
@@ -314,6 +319,29 @@ def build_dct_adamw(module: Any, params: Params, options: Options, extra: Option
     return module.DCTAdamW(params, proj="dct", **options)
 
 
+def build_soap(module: Any, params: Params, options: Options, extra: Options) -> Any:
+    return module.SOAP(params, **options)
+
+
+def build_shampoo(module: Any, params: Params, options: Options, extra: Options) -> Any:
+    """The last options are of the preconditioner and of grafting; all roots in float64."""
+    options = dict(options)
+    known = sys.modules["distributed_shampoo.shampoo_types"]
+    power, graft = options.pop("power"), options.pop("graft")
+    preconditioner = known.RootInvShampooPreconditionerConfig(
+        factor_matrix_dtype=torch.float64, inv_factor_matrix_dtype=torch.float64, inverse_exponent_override={2: power}
+    )
+    config = getattr(known, f"{graft}PreconditionerConfig") if graft else None
+    rest = {"SGD": {}, "AdaGrad": {"epsilon": 1e-10}}.get(graft, {"beta2": options["betas"][1], "epsilon": 1e-8})
+    return module.DistributedShampoo(
+        params, preconditioner_config=preconditioner, grafting_config=config and config(**rest), **options
+    )
+
+
+def build_shampoo_4bit(module: Any, params: Params, options: Options, extra: Options) -> Any:
+    return module.ShampooSGD(params, **options)
+
+
 def scion_cases(norm: str, *more: Case, **norm_kwargs: Any) -> list[Case]:
     of_norm = {"norm": norm, "norm_kwargs": norm_kwargs}
     return [
@@ -327,6 +355,26 @@ def dct_cases(name: str, options: Options) -> list[Case]:
     return [Case(name, options, ((6, 4), (4, 6))), Case(f"{name}, square", options, ((5, 5),))]
 
 
+SOAP = {"lr": 0.05, "betas": (0.95, 0.95), "weight_decay": 0.0, "precondition_frequency": 10}
+SHAMPOO = {
+    "lr": 0.05,
+    "betas": (0.0, 0.9),
+    "epsilon": 1e-13,
+    "precondition_frequency": 1,
+    "start_preconditioning_step": 1,
+    "max_preconditioner_dim": 8,
+    "power": 0.25,
+    "graft": "",
+}
+SHAMPOO_4BIT = {
+    "lr": 0.05,
+    "momentum": 0.9,
+    "weight_decay": 0.0,
+    "stat_compute_steps": 1,
+    "prec_compute_steps": 1,
+    "matrix_eps": 1e-13,
+    "prec_bits": 32,
+}
 ADAMW = {"lr": 0.05, "betas": (0.9, 0.95), "weight_decay": 0.1}
 PROJECTION = ("rank", "update_proj_gap", "proj_type", "scale", "alpha", "proj", "scale_type")
 GALORE = {"lr": 0.05, "betas": (0.9, 0.999), "eps": 1e-12, "weight_decay": 0.0, "rank": 2, "proj_type": "std"}
@@ -598,6 +646,43 @@ METHODS: dict[str, Method] = {
         "states are rotated into new memory, where torch.matmul(w, R, out=w) loses them; matrices of a run have one "
         "shorter side, since the optimiser makes one DCT matrix; indices are the chosen columns, for each refresh "
         "and in it for each parameter, in the order in which torch.topk(sorted=False) gave them",
+    ),
+    "soap": Method(
+        "nikhilvyas/SOAP",
+        "soap.py",
+        build_soap,
+        [
+            Case("default", SOAP, ((5, 5),)),
+            Case("often", {**SOAP, "precondition_frequency": 2, "shampoo_beta": 0.8}, ((5, 5),)),
+            Case("one side", {**SOAP, "precondition_frequency": 3, "max_precond_dim": 4}, ((6, 4), (4, 6))),
+        ],
+        "the first step moves nothing; sides longer than the gradient's rank are left out, whose basis rounding makes",
+    ),
+    "shampoo": Method(
+        "facebookresearch/optimizers",
+        "distributed_shampoo/distributed_shampoo.py",
+        build_shampoo,
+        [
+            Case("sum", {**SHAMPOO, "betas": (0.0, 1.0)}),
+            Case("averaged", SHAMPOO),
+            Case("squared", {**SHAMPOO, "power": 0.5, "graft": "SGD"}),
+            Case("tiles", {**SHAMPOO, "max_preconditioner_dim": 3}),
+            Case("adam", {**SHAMPOO, "graft": "Adam", "start_preconditioning_step": 4}),
+            Case("rmsprop tiles", {**SHAMPOO, "graft": "RMSprop", "max_preconditioner_dim": 4}),
+            Case("adagrad", {**SHAMPOO, "graft": "AdaGrad", "betas": (0.0, 1.0)}),
+        ],
+        "without momentum, which is kept before the roots and not behind them",
+    ),
+    "shampoo_4bit": Method(
+        "Sike-Wang/low-bit-Shampoo",
+        "optimizers/shampoo2.py",
+        build_shampoo_4bit,
+        [
+            Case("every step", SHAMPOO_4BIT, ((5, 5),)),
+            Case("tiles", {**SHAMPOO_4BIT, "prec_maxorder": 3, "momentum": 0.0}),
+        ],
+        "with 32 bits: quantisation is theirs on a GPU alone; no sides longer than the gradient's rank, in whose kernel "
+        "rounding chooses the basis",
     ),
 }
 
