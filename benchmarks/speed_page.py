@@ -47,19 +47,19 @@ X + V + V X^-1 V / 2, on Stiefel and Grassmann by QR or a polar factor, under th
 STEPS = """## Steps of optimisers
 
 One `step()` on parameters whose gradients are there, without weight decay. *GPT d x l*: l layers with q, k, v, o, an
-MLP of 4 d and norms, embedding and head of 8,192 tokens. *LoRA d r*: 48 pairs, d x r and r x d. Matrices go to Muon or
-Shampoo, all else to AdamW, torch's fused one for the peers. The gradients of matrices have singular values from 1 to
+MLP of 4 d and norms, embedding and head of 8,192 tokens. *LoRA d r*: 48 pairs, d x r and r x d. Matrices go to the
+method, all else to AdamW, torch's fused one for the peers. The gradients of matrices have singular values from 1 to
 0.01, logarithmically spaced, and known bases.
 
 **direction**: 1 - cos of the angle between the first step and the exact one, the mean over matrices, of the worst
 model: for Muon the polar factor of the momentum, for AdamW the formula. **spread**: the largest singular value of a
-Muon step over its smallest, of the worst matrix; in the exact step it is one. A step of Shampoo is the mean over as
-many as the roots last.
+Muon step over its smallest, of the worst matrix; in the exact step it is one. A step of Shampoo, SOAP or PSGD is the
+mean over as many as roots, bases or factors last.
 
 torch, heavyball, muon-optimizer and pytorch_optimizer multiply in bfloat16, optimuon and the Gram variant in float16,
 and give no choice but optimuon. Processors without instructions for these are slow at it; *float32* marks the same code
-with the cast taken out. heavyball has no Shampoo: KLShampoo and SOAP are its relatives, which turn their bases by one
-QR factorisation where Shampoo computes roots.
+with the cast taken out. heavyball has no Shampoo: KLShampoo is a relative, which turns its bases by one QR factorisation
+where Shampoo computes roots. pytorch_optimizer's Kron renews its factors at random, once in so many steps.
 """
 
 

@@ -1,6 +1,7 @@
 """Speed of optimisers' steps beside other libraries: the second half of docs/speed.md.
 
-AdamW, Muon and Shampoo on the parameters of small language models and of LoRA adapters; no model is run.
+AdamW, Muon, Shampoo, SOAP and PSGD on the parameters of small language models and of LoRA adapters; no model is run.
+Distributed Shampoo, which is on no package index, takes part where it can be imported (PYTHONPATH).
 
     python benchmarks/steps.py                 # an hour, half of it compilation by heavyball; writes docs/speed.*
     python benchmarks/steps.py --quick --output /tmp/speed.json          # a quarter of an hour
@@ -28,7 +29,9 @@ LR = 1e-3
 ADAM: dict[str, Any] = {"lr": LR, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0}
 MUON: dict[str, Any] = {"lr": LR, "momentum": 0.95, "weight_decay": 0.0}
 QUICK = ("GPT 384 x 6", "LoRA 768 16")
-SHAMPOO = ("GPT 384 x 6",)
+SECOND = ("Shampoo", "SOAP", "PSGD")
+"""Methods with roots, bases or factors of a side's size, to be renewed now and then."""
+SMALL = ("GPT 384 x 6",)
 """Roots of larger matrices take minutes."""
 PATIENCE = dict.fromkeys(("heavyball", "heavyball_in_float32"), 300.0)
 """Seconds for its compilation."""
@@ -52,19 +55,19 @@ class Cell:
     method: str
     model: str
     every: int = 1
-    """Steps between computations of roots, for Shampoo."""
+    """Steps between computations of roots, bases or factors."""
 
     def __str__(self) -> str:
         suffix = ", LoRA" if self.model.startswith("LoRA") else ""
-        if self.method == "Shampoo":
-            suffix = f", roots every {self.every} step{'s'[: self.every - 1]}"
+        if self.method in SECOND:
+            suffix = f", renewed every {self.every} step{'s'[: self.every - 1]}"
         return f"{self.method}{suffix} | {self.model}"
 
 
 def cells() -> list[Cell]:
     return [
         *(Cell(method, model) for method in ("AdamW", "Muon") for model in MODELS),
-        *(Cell("Shampoo", model, every) for every in (1, 10) for model in SHAMPOO),
+        *(Cell(method, model, every) for method in SECOND for every in (1, 10) for model in SMALL),
     ]
 
 
@@ -159,6 +162,12 @@ def pytorch_optimizer() -> Table:
         options = {"start_preconditioning_step": 1, "preconditioning_compute_steps": every}
         return [library.ScalableShampoo(p.matrices, lr=LR, **options), *fused(p.others)]
 
+    def soap(p: Parameters, every: int) -> list[Any]:
+        return [library.SOAP(p.matrices, lr=LR, precondition_frequency=every), *fused(p.others)]
+
+    def kron(p: Parameters, every: int) -> list[Any]:
+        return [library.Kron(p.matrices, lr=LR, pre_conditioner_update_probability=1 / every), *fused(p.others)]
+
     return {
         "AdamW": {"pytorch_optimizer StableAdamW": lambda p, every: [library.StableAdamW(p.all, **ADAM)]},
         "Muon": {
@@ -170,11 +179,13 @@ def pytorch_optimizer() -> Table:
             ),
         },
         "Shampoo": {"pytorch_optimizer Shampoo": shampoo, "pytorch_optimizer ScalableShampoo": scalable},
+        "SOAP": {"pytorch_optimizer SOAP": soap},
+        "PSGD": {"pytorch_optimizer Kron": kron},
     }
 
 
 def heavyball() -> Table:
-    """Compiled by torch.compile at the first step. Its Shampoo is KLShampoo, its nearest relative SOAP."""
+    """Compiled by torch.compile at the first step. Its Shampoo is KLShampoo."""
     import heavyball as library
 
     keep = {"consume_grad": False}
@@ -190,7 +201,8 @@ def heavyball() -> Table:
     return {
         "AdamW": {"heavyball AdamW": lambda p, every: [library.AdamW(p.all, **adam)]},
         "Muon": {"heavyball Muon": lambda p, every: [library.Muon(p.matrices, **adam), *fused(p.others)]},
-        "Shampoo": {"heavyball KLShampoo": second(library.KLShampoo), "heavyball SOAP": second(library.SOAP)},
+        "Shampoo": {"heavyball KLShampoo": second(library.KLShampoo)},
+        "SOAP": {"heavyball SOAP": second(library.SOAP)},
     }
 
 
@@ -237,9 +249,28 @@ def torch_optimizer() -> Table:
     return {"Shampoo": {"torch_optimizer Shampoo": build}}
 
 
+def distributed_shampoo() -> Table:
+    """Meta's, on one device; with grafting it would do more."""
+    from distributed_shampoo import DistributedShampoo
+    from distributed_shampoo.shampoo_types import DefaultSOAPConfig
+
+    def build(**more: Any) -> Build:
+        def make(p: Parameters, every: int) -> list[Any]:
+            options = {"precondition_frequency": every, "start_preconditioning_step": every, "epsilon": 1e-8, **more}
+            return [DistributedShampoo(p.matrices, lr=LR, betas=(0.9, 0.95), **options), *fused(p.others)]
+
+        return make
+
+    whole = {"max_preconditioner_dim": 2048}
+    return {
+        "Shampoo": {"Distributed Shampoo": build(**whole), "Distributed Shampoo, tiles of 1024": build()},
+        "SOAP": {"Distributed Shampoo SOAP": build(**whole, preconditioner_config=DefaultSOAPConfig)},
+    }
+
+
 def steepest() -> Table:
     """On LoRA pairs also as points of `FixedRank`, an optimiser's usual geometry for them here."""
-    from steepest import Adam, AdamW, FixedRank, Muon, Shampoo, constrain, param_groups
+    from steepest import PSGD, SOAP, Adam, AdamW, FixedRank, Muon, Shampoo, constrain, param_groups
     from steepest.norms import Spectral
 
     other = {f"adamw_{key}": value for key, value in ADAM.items()}
@@ -265,7 +296,14 @@ def steepest() -> Table:
     return {
         "AdamW": adamw,
         "Muon": muon,
-        "Shampoo": {"steepest Shampoo": lambda p, every: [Shampoo(groups(p), lr=LR, every=every, **other)]},
+        "Shampoo": {
+            "steepest Shampoo": lambda p, every: [Shampoo(groups(p), lr=LR, every=every, **other)],
+            "steepest Shampoo, tiles of 1024": lambda p, every: [
+                Shampoo(groups(p), lr=LR, every=every, block=1024, **other)
+            ],
+        },
+        "SOAP": {"steepest SOAP": lambda p, every: [SOAP(groups(p), lr=LR, every=every, **other)]},
+        "PSGD": {"steepest PSGD": lambda p, every: [PSGD(groups(p), lr=LR, every=every, **other)]},
     }
 
 
@@ -341,9 +379,9 @@ def none(p: Parameters) -> list[Tensor]:
     return []
 
 
-EXACT: dict[str, Exact] = {"AdamW": adam_direction, "Muon": lambda p: p.polar, "Shampoo": none}
+EXACT: dict[str, Exact] = {"AdamW": adam_direction, "Muon": lambda p: p.polar, **dict.fromkeys(SECOND, none)}
 TABLES = (torch_itself, geoopt, galore, optimi, pytorch_optimizer, heavyball, heavyball_in_float32, muon_optimizer,
-          optimuon, torch_optimizer, steepest)  # fmt: skip
+          optimuon, torch_optimizer, distributed_shampoo, steepest)  # fmt: skip
 LIBRARIES: dict[str, Library] = {table.__name__: partial(opened, table) for table in TABLES}
 
 

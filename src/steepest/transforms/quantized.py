@@ -129,8 +129,10 @@ class Quantized(Wrapper):
         return torch.view_as_complex(x.reshape(*shape, 2)) if like.is_complex() else x.reshape(shape)
 
     def closed(self, own: State, state: State) -> None:
-        """Put the numbers in place of those that the codes stood for."""
+        """Put the numbers in place of those that the codes stood for, where they have changed."""
         for key in _coded(state):
+            if _untouched(own[key]):
+                continue
             codes, scales = self._encoded(key, own[key], state[f"{key}.scales"].ndim - 1)
             state[f"{key}.codes"].copy_(codes)
             state[f"{key}.scales"].copy_(scales)
@@ -147,6 +149,11 @@ class Quantized(Wrapper):
         codes = table.index_select(0, cells.flatten()).reshape(*scales.shape[:-1], -1)
         codes = codes[..., : x.shape[-1] + x.shape[-1] % 2]
         return (codes[..., ::2] | codes[..., 1::2] << 4 if self.bits == 4 else codes[..., : x.shape[-1]]), scales
+
+
+def _untouched(x: Tensor) -> bool:
+    """Whether nothing has been written into a tensor since it was made."""
+    return not (torch.compiler.is_compiling() or x.is_inference()) and x._version == 0
 
 
 def _coded(state: State) -> list[str]:
