@@ -7,6 +7,19 @@ settings.register_profile("steepest", deadline=None, derandomize=True)  # a busy
 settings.load_profile("steepest")
 
 
+KINDS = {"sgd", "adam", "muon", "scion", "shampoo", "soap", "galore", "adafactor", "dctadamw"}
+"""Optimisers that differ in what an engine can see: entrywise, with roles of their own, with state of other shapes than
+the parameter's, with chains in chains."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is `of_each_kind` runs with the others in the long run."""
+    for item in items:
+        if item.get_closest_marker("of_each_kind") and item.callspec.params["name"] not in KINDS:  # type: ignore[attr-defined]
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

@@ -179,6 +179,7 @@ def test_muon_takes_the_first_axis_for_rows(name):
         torch.testing.assert_close(s, torch.ones_like(s), rtol=1e-9, atol=0)
 
 
+@pytest.mark.of_each_kind
 @pytest.mark.parametrize("name", ALL)
 def test_constrained_tensors_that_are_no_matrices(name):
     """`Euclidean(4)` and `Euclidean(1)` say that a tensor is one point: a group keeps that."""

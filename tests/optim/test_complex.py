@@ -206,6 +206,7 @@ def test_a_model_of_real_and_complex_layers(name):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
+@pytest.mark.of_each_kind
 @every
 def test_a_gradient_that_is_only_marked_as_conjugated(name):
     """autograd may leave such a one, and `view_as_real` refuses it."""
@@ -229,6 +230,7 @@ def test_a_gradient_with_a_bad_part_is_refused(value):
     assert torch.equal(p, randn(3, 2))
 
 
+@pytest.mark.of_each_kind
 @every
 def test_a_tensor_as_learning_rate(name):
     grads = [randn(4, 3, seed=s, dtype=torch.complex64) for s in (1, 2, 3)]

@@ -92,6 +92,7 @@ def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 # Checkpoints. ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.of_each_kind
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("named", [False, True])
 def test_resume_bit_for_bit_in_a_new_process_so_to_speak(name, named):
@@ -281,6 +282,7 @@ def test_composed_keeps_its_chain_in_the_checkpoint():
 # Groups. --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.of_each_kind
 @pytest.mark.parametrize("name", ALL)
 def test_a_group_added_later_is_stepped_and_saved(name):
     model = Mixed()
@@ -386,6 +388,7 @@ def test_group_of_pairs_of_the_wrong_number():
 # Gradients of all kinds. ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.of_each_kind
 @pytest.mark.parametrize("name", ALL)
 def test_frozen_missing_scalar_and_empty_parameters(name):
     scalar, empty, vector = (
@@ -518,6 +521,7 @@ def test_a_hook_may_change_the_state_that_is_loaded():
     assert torch.equal(other.state[p]["adam_scale.first"], 2 * optimizer.state[p]["adam_scale.first"])
 
 
+@pytest.mark.of_each_kind
 @pytest.mark.parametrize("name", ALL)
 def test_lr_as_a_tensor_equals_lr_as_a_number(name):
     def trained(lr):

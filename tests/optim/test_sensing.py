@@ -57,7 +57,7 @@ class Sensing:
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("family", [Adam, Muon, *(pytest.param(f, marks=pytest.mark.slow) for f in (SGD, Shampoo))])
+@pytest.mark.parametrize("family", [Adam, *(pytest.param(f, marks=pytest.mark.slow) for f in (Muon, SGD, Shampoo))])
 def test_recovers_the_point(place, family):
     losses = {}
     for lr in RATES:

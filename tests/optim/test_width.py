@@ -62,6 +62,7 @@ def adamw(name):
     return {"adamw_lr": 0.1} if issubclass(testing.optimizers()[name], steepest.optim.MatrixOptimizer) else {}
 
 
+@pytest.mark.of_each_kind
 @pytest.mark.parametrize("name", testing.optimizers())
 def test_the_base_width_is_left_alone(name):
     model, base = Net(8), Net(8)

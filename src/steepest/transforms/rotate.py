@@ -92,7 +92,7 @@ class Rotate(Transform):
             own = part_of_state(state, side)
             new = self.basis.follow(y, own, ctx.step - 1, ctx.phase)
             if new is not None:
-                self._turn(side, self.basis.matrix(y, own).mH @ new, x, state, inside)
+                self._turn(side, self.basis.matrix(y, own), new, x, state, inside)
                 own["basis"].copy_(new)
         return out.reshape(h.shape)
 
@@ -130,12 +130,14 @@ class Rotate(Transform):
             x = q @ x if side == "left" else x @ q.mH
         return x
 
-    def _turn(self, side: str, turn: Tensor, like: Tensor, state: State, inside: Context) -> None:
-        """First-order state in the basis that differs from the old one by `turn`."""
+    def _turn(self, side: str, old: Tensor, new: Tensor, like: Tensor, state: State, inside: Context) -> None:
+        """First-order state from one basis to another, by whichever products are the fewer."""
         for key in self.carried:
             link, own, name = link_of(self.inner, key, state)
             m = link.first_order(name, own, like, inside)
-            link.set_first_order(name, turn.mH @ m if side == "left" else m @ turn, own, inside)
+            m = m if side == "left" else m.mH
+            m = new.mH @ (old @ m) if m.shape[-2] > m.shape[-1] else (new.mH @ old) @ m
+            link.set_first_order(name, m if side == "left" else m.mH, own, inside)
 
     @classmethod
     def examples(cls) -> list[Transform]:
