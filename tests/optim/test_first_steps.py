@@ -128,6 +128,23 @@ EXACTLY = {**RANK_2, "projector": Principal()}
 
 
 # What is subtracted from a matrix of m x n entries by a step with lr 1, momentum as it is at the first step.
+def shampoo_squared(g):
+    """L^-1/2 = U S^-1 U^T and R^-1/2 = V S^-1 V^T around U S V^T, times the root of the trace of S^2."""
+    u, s, vt = torch.linalg.svd(g, full_matrices=False)
+    return (u / s) @ vt * s.norm()
+
+
+def shampoo_4bit(g):
+    """One step of the QR algorithm from the identity for each side, and the gradient's length."""
+    roots = []
+    for a in (g @ g.mT, g.mT @ g):
+        q = torch.linalg.qr(a)[0]
+        w = (q.mT @ a @ q).diagonal()
+        roots.append((q * (w + 1e-6 * w.max()) ** -0.25) @ q.mT)
+    step = roots[0] @ g @ roots[1]
+    return step * (g.norm() / step.norm())
+
+
 FORMULAS = {
     "TrustRegion": (of("TrustRegion", norm=EXACT), polar),
     "TrustRegion, Frobenius": (of("TrustRegion", norm=Frobenius()), lambda g: g / g.norm()),
@@ -170,6 +187,9 @@ FORMULAS = {
         of("Spectra", threshold=1.5),
         lambda g: max(1, g.shape[0] / g.shape[1]) ** 0.5 * clipped(g.sign(), 1.5),
     ),
+    "ShampooSquared": (of("ShampooSquared", momentum=0.0, eps=1e-12), shampoo_squared),
+    "Shampoo4bit": (of("Shampoo4bit", momentum=0.0, bits=32), shampoo_4bit),
+    "SOAP": (of("SOAP"), torch.zeros_like),  # it only looks; the second step in test_second_order.py
 }
 
 
@@ -203,6 +223,7 @@ def test_every_new_name_has_a_formula():
         "AMSGrad",
         "Adagrad",
         "Shampoo",
+        "PSGD",
     }  # beside torch.optim, or the paper's algorithm
     assert {cls.__name__ for cls in testing.optimizers().values()} <= said | elsewhere
 
