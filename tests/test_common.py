@@ -36,10 +36,28 @@ def test_norm(norm, check):
     check(norm)
 
 
+@pytest.mark.parametrize("check", testing.BASIS_CHECKS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("basis", testing.bases(), ids=str)
+def test_basis(basis, check):
+    check(basis)
+
+
 @pytest.mark.parametrize("check", testing.PROJECTOR_CHECKS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("projector", testing.projectors(), ids=str)
 def test_projector(projector, check):
     check(projector)
+
+
+def _preconditioners():
+    for family, options in testing.preconditioners():
+        said = ",".join(f"{k}={v}" for k, v in options.items() if not callable(v))
+        yield pytest.param(functools.partial(family, **options), id=f"{family.__name__}({said})")
+
+
+@pytest.mark.parametrize("check", testing.PRECONDITIONER_CHECKS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("make", list(_preconditioners()))
+def test_preconditioner(make, check):
+    check(make)
 
 
 @pytest.mark.parametrize("check", testing.TRANSFORM_CHECKS, ids=lambda f: f.__name__)

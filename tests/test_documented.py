@@ -9,14 +9,18 @@ import pytest
 import torch
 
 import steepest
-from steepest import linalg, manifolds, norms, optim, projectors, testing, transforms
+from steepest import bases, curvature, linalg, manifolds, norms, optim, projectors, testing, transforms
 
-PUBLIC = [getattr(m, n) for m in (steepest, manifolds, norms, optim, projectors) for n in m.__all__]
+PUBLIC = [getattr(m, n) for m in (steepest, bases, manifolds, norms, optim, projectors, curvature) for n in m.__all__]
 CLASSES = sorted({c for c in PUBLIC if inspect.isclass(c)}, key=lambda c: c.__name__)
 ABSTRACT = {
     "Manifold",
     "Norm",
     "Projector",
+    "LayerPreconditioner",
+    "Rescale",
+    "Structure",
+    "Basis",
     "Moment",
     "Optimizer",
     "RoleOptimizer",
@@ -27,7 +31,7 @@ ABSTRACT = {
 }
 MODULES = [
     name
-    for package in (linalg, manifolds, norms, projectors, transforms, optim, testing)
+    for package in (linalg, bases, manifolds, norms, projectors, transforms, optim, curvature, testing)
     for name in [package.__name__, *(m.name for m in pkgutil.walk_packages(package.__path__, package.__name__ + "."))]
 ]
 

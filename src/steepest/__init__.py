@@ -1,5 +1,6 @@
 """Steepest descent under any norm, on any matrix manifold, for PyTorch."""
 
+from steepest.curvature import EGN, KFAC, MKOR, SINGD, InputGain, InputWhitening, LazyNewton
 from steepest.manifolds import (
     SPD,
     Correlation,
@@ -31,6 +32,7 @@ from steepest.optim import (
     APOLLO,
     COAP,
     FLORA,
+    PSGD,
     SCALE,
     SGD,
     SM3,
@@ -77,9 +79,14 @@ __version__ = "0.1.0"
 __all__ = [
     "APOLLO",
     "COAP",
+    "EGN",
     "FLORA",
+    "KFAC",
+    "MKOR",
+    "PSGD",
     "SCALE",
     "SGD",
+    "SINGD",
     "SM3",
     "SOAP",
     "SPD",
@@ -107,6 +114,9 @@ __all__ = [
     "GeneralizedStiefel",
     "Grassmann",
     "IndefiniteStiefel",
+    "InputGain",
+    "InputWhitening",
+    "LazyNewton",
     "Lion",
     "Manifold",
     "Muon",

@@ -21,6 +21,7 @@ from steepest.linalg.symmetric import (
     sym_power_derivative,
     sym_sqrt,
 )
+from steepest.linalg.symmetric_polynomials import symmetric_preconditioner, symmetric_preconditioner_diagonal
 
 __all__ = [
     "SCHEDULES",
@@ -47,6 +48,8 @@ __all__ = [
     "sym_power",
     "sym_power_derivative",
     "sym_sqrt",
+    "symmetric_preconditioner",
+    "symmetric_preconditioner_diagonal",
     "triangular_inverse",
     "unitary_angles",
     "unitary_log",

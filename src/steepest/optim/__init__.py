@@ -24,6 +24,7 @@ from steepest.optim.muon import Muon
 from steepest.optim.normalized import SCALE
 from steepest.optim.online_subspace_descent import OnlineSubspaceDescent
 from steepest.optim.options import MatrixShared, Shared
+from steepest.optim.psgd import PSGD
 from steepest.optim.refactor import refactor_
 from steepest.optim.scion import Scion
 from steepest.optim.sgd import SGD
@@ -40,6 +41,7 @@ __all__ = [
     "COAP",
     "FLORA",
     "OPTIMIZERS",
+    "PSGD",
     "SCALE",
     "SGD",
     "SM3",

@@ -8,28 +8,36 @@ Each check raises an AssertionError that says which law is broken, where and by 
 """
 
 from steepest.testing import geodesics as geodesics  # enters its checks
-from steepest.testing.discover import manifolds, norms, optimizers, projectors, transforms
+from steepest.testing.basis import BASIS_CHECKS, check_basis
+from steepest.testing.discover import bases, manifolds, norms, optimizers, preconditioners, projectors, transforms
 from steepest.testing.manifold import MANIFOLD_CHECKS, check_manifold
 from steepest.testing.norm import NORM_CHECKS, check_norm
 from steepest.testing.optimizer import OPTIMIZER_CHECKS, check_optimizer, places
+from steepest.testing.preconditioner import PRECONDITIONER_CHECKS, check_preconditioner
 from steepest.testing.projector import PROJECTOR_CHECKS, check_projector
 from steepest.testing.transform import TRANSFORM_CHECKS, check_transform
 
 __all__ = [
+    "BASIS_CHECKS",
     "MANIFOLD_CHECKS",
     "NORM_CHECKS",
     "OPTIMIZER_CHECKS",
+    "PRECONDITIONER_CHECKS",
     "PROJECTOR_CHECKS",
     "TRANSFORM_CHECKS",
+    "bases",
+    "check_basis",
     "check_manifold",
     "check_norm",
     "check_optimizer",
+    "check_preconditioner",
     "check_projector",
     "check_transform",
     "manifolds",
     "norms",
     "optimizers",
     "places",
+    "preconditioners",
     "projectors",
     "transforms",
 ]

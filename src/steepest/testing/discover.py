@@ -6,6 +6,8 @@ import importlib
 import pkgutil
 from typing import Any
 
+from steepest.bases import Basis
+from steepest.curvature import PRECONDITIONERS, LayerPreconditioner
 from steepest.manifolds import Manifold
 from steepest.norms import Norm
 from steepest.optim import OPTIMIZERS, Optimizer
@@ -38,10 +40,22 @@ def transforms() -> list[Transform]:
     return [example for _, family in sorted(Transform.known.items()) for example in family.examples()]
 
 
+def bases() -> list[Basis]:
+    """Every example of every basis."""
+    _walk("bases")
+    return [example for _, family in sorted(Basis.known.items()) for example in family.examples()]
+
+
 def projectors() -> list[Projector]:
     """Every example of every projector."""
     _walk("projectors")
     return [example for _, family in sorted(Projector.known.items()) for example in family.examples()]
+
+
+def preconditioners() -> list[tuple[type[LayerPreconditioner], dict[str, Any]]]:
+    """Every preconditioner of layers with the options of each of its examples."""
+    _walk("curvature")
+    return [(family, options) for _, family in sorted(PRECONDITIONERS.items()) for options in family.examples()]
 
 
 def optimizers() -> dict[str, type[Optimizer]]:
