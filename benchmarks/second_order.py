@@ -76,18 +76,20 @@ def squared(x: nn.Parameter) -> Any:
 
 
 def psgd(x: nn.Parameter) -> Any:
-    return PSGD([x], lr=0.0, momentum=0.0)
+    return PSGD([x], lr=0.0, momentum=0.0, clip=(1e9, 1e9))
 
 
 def whitened_by(build: Callable[[nn.Parameter], Any]) -> Callable[[Tensor, Tensor], list[float]]:
     def curve(a: Tensor, b: Tensor) -> list[float]:
         x = nn.Parameter(torch.zeros(6, 6, dtype=torch.float64))
         optimizer = build(x)
-        for t in range(1, SAMPLES + 2):
-            x.grad = a @ randn(6, 6, seed=t) @ b
+        (group,) = optimizer.param_groups
+        for t in range(SAMPLES + 1):
+            if "lr_preconditioner" in group:
+                group["lr_preconditioner"] = 0.1 * 0.005 ** (t / SAMPLES)
+            x.grad = a @ randn(6, 6, seed=t + 1) @ b
             optimizer.step()
-        for group in optimizer.param_groups:
-            group["every"] = 10**9
+        group["every"] = 10**9
         return descend(x, optimizer, a, b)
 
     return curve
@@ -119,28 +121,26 @@ def gradient(a: Tensor, b: Tensor) -> list[float]:
 
 
 def kfac(a: Tensor, b: Tensor) -> list[float]:
-    """A layer W on inputs of covariance B, with the loss tr(A W B W^T) / 2 and gradients that are as if sampled from a
-    Gaussian with the precision A, of which A is the Fisher matrix."""
-    layer = nn.Linear(6, 6, bias=False).double()
-    layer.weight.data.copy_(randn(6, 6, seed=0))
-    start = layer.weight.detach().clone()
+    """A layer W on inputs of covariance B, with the loss tr(A W B W^T) / 2, from a start that is the same once A and B
+    are taken out; output gradients are sampled from a Gaussian whose covariance, A, is then the Fisher matrix. The
+    error is the root of the loss."""
+    layer, count = nn.Linear(6, 6, bias=False).double(), 4096
     optimizer = SGD(layer.parameters(), lr=0.2)
-    preconditioner = KFAC(layer, damping=1e-14, decay=0.0, fisher="sampled", loss="sum").attach(optimizer)
-    count = 4096
+    preconditioner = KFAC(layer, damping=1e-18, decay=0.0, fisher="sampled").attach(optimizer)
     roots = [torch.linalg.cholesky(s) for s in (a, b)]
-    inputs = randn(count, 6, seed=3) @ roots[1].mT
-    inputs = inputs @ torch.linalg.inv(torch.linalg.cholesky(inputs.mT @ inputs / count)).mT @ roots[1].mT
-    noise = randn(count, 6, seed=4) @ roots[0].mT
+    layer.weight.data.copy_(torch.linalg.solve(roots[0].mT, randn(6, 6, seed=0)) @ torch.linalg.inv(roots[1]))
+    inputs, noise = (randn(count, 6, seed=seed) @ root.mT for seed, root in zip((4, 3), reversed(roots), strict=True))
     errors = []
-    for _ in range(FALL):
+    for _ in range(FALL + 1):
         with preconditioner.sampling():
-            (layer(inputs) * noise).sum().backward()
+            (layer(inputs) * noise).sum(1).mean().backward()
         optimizer.zero_grad()
         out = layer(inputs)
-        ((out @ a * out).sum() / (2 * count)).backward()
+        loss = (out @ a * out).sum() / (2 * count)
+        loss.backward()
         optimizer.step()
-        errors.append((layer.weight.detach().norm() / start.norm()).item())
-    return errors
+        errors.append(loss.item() ** 0.5)
+    return [e / errors[0] for e in errors[1:]]
 
 
 # Tails. ---------------------------------------------------------------------------------------------------------------
@@ -270,8 +270,8 @@ Times of steps are in [speed.md](speed.md).
 f(X) = tr(A X B X^T) / 2 with X 6 x 6 and A (x) B of condition 1, 1e3 and 1e6; the error |X| / |X_0| over {FALL} steps,
 at the rate at which the first takes a fifth of it. Whitening gradients (Shampoo^2, PSGD) gives Newton's step where
 their covariance is the square of the Hessian, as it is for gradients at independent normal points: {SAMPLES} of them
-come first, and then the factors stay. K-FAC has a layer's inputs of covariance B, and gradients sampled from a
-Gaussian whose precision is A.
+come first, and then the factors stay. K-FAC has a layer's inputs of covariance B, and output gradients sampled from a
+Gaussian of covariance A; its error is the root of the loss.
 
 | | error at the end, conditions 1, 1e3, 1e6 | largest gap to condition 1 |
 |---|---|--:|

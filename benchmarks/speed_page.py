@@ -58,8 +58,9 @@ mean over as many as roots, bases or factors last.
 
 torch, heavyball, muon-optimizer and pytorch_optimizer multiply in bfloat16, optimuon and the Gram variant in float16,
 and give no choice but optimuon. Processors without instructions for these are slow at it; *float32* marks the same code
-with the cast taken out. heavyball has no Shampoo: KLShampoo is a relative, which turns its bases by one QR factorisation
-where Shampoo computes roots. pytorch_optimizer's Kron renews its factors at random, once in so many steps.
+with the cast taken out. heavyball has no Shampoo: KLShampoo is a relative, which turns its bases by one QR
+factorisation where Shampoo computes roots. pytorch_optimizer's Kron renews its factors at random, once in so many
+steps.
 """
 
 

@@ -84,7 +84,7 @@ class KronWhiten(Whiten):
             b = _turn_back(state, noise if v is None else v, x)
             alive = bounded(alive, a, b)
         else:
-            a, b = self._apply(x, state), v
+            a, b = self._apply(x, state), v  # type: ignore[assignment]
             alive = bounded(alive, a)
         for key, y, z in _sides(state, a, b):
             move = self._move if state[key].ndim == x.ndim else self._move_diagonal

@@ -141,8 +141,8 @@ class Rotate(Transform):
 
     @classmethod
     def examples(cls) -> list[Transform]:
-        """SOAP; one side; bases that stay. An eps and a shift that rounding does not reach: what Adam divides by is zero
-        in directions without gradient."""
+        """SOAP; one side; bases that stay. An eps and a shift that rounding does not reach: what Adam divides by is
+        zero in directions without gradient."""
         adam = AdamScale(eps=1e-4)
         return [
             cls(adam, Eigenbasis(shift=1e-3)),

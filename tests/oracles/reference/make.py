@@ -123,7 +123,7 @@ def float64() -> Iterator[None]:
         for name, replacement in {**same, "to": to_float64}.items():
             stack.enter_context(mock.patch.object(Tensor, name, replacement))
         stack.enter_context(mock.patch.object(torch, "empty", empty_float64))
-        stack.enter_context(mock.patch.object(Tensor, "get_device", lambda x: "cpu"))
+        stack.enter_context(mock.patch.object(Tensor, "get_device", return_value="cpu"))
         stack.enter_context(mock.patch.object(torch, "compile", lambda f=None, **_: f or (lambda f: f)))
         stack.enter_context(mock.patch.object(torch.distributed, "all_gather_into_tensor", gather))
         torch.set_default_dtype(torch.float64)  # for hyper-parameters that the code makes tensors of
@@ -656,7 +656,7 @@ METHODS: dict[str, Method] = {
             Case("often", {**SOAP, "precondition_frequency": 2, "shampoo_beta": 0.8}, ((5, 5),)),
             Case("one side", {**SOAP, "precondition_frequency": 3, "max_precond_dim": 4}, ((6, 4), (4, 6))),
         ],
-        "the first step moves nothing; sides longer than the gradient's rank are left out, whose basis rounding makes",
+        "the first step moves nothing; sides longer than the gradient's rank, whose basis rounding makes, are left out",
     ),
     "shampoo": Method(
         "facebookresearch/optimizers",
@@ -681,7 +681,7 @@ METHODS: dict[str, Method] = {
             Case("every step", SHAMPOO_4BIT, ((5, 5),)),
             Case("tiles", {**SHAMPOO_4BIT, "prec_maxorder": 3, "momentum": 0.0}),
         ],
-        "with 32 bits: quantisation is theirs on a GPU alone; no sides longer than the gradient's rank, in whose kernel "
+        "with 32 bits, as it quantises on a GPU alone; no sides longer than the gradient's rank, in whose kernel "
         "rounding chooses the basis",
     ),
 }
