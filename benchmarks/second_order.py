@@ -40,7 +40,7 @@ OPTIMIZERS = (
     "soap",
     "shampoo:beta=0.95+every=5",
     "shampoo:beta=0.95+every=5+graft=adam",
-    "shampoosquared:beta=0.95+every=5+graft=adam",
+    "shampoo:power=0.5+beta=0.95+every=5+graft=adam",
     "shampoo4bit:bits=32+every=5+roots_every=25",
     "shampoo4bit:bits=4+every=5+roots_every=25",
     "psgd",

@@ -11,7 +11,7 @@ from typing import Any
 from steepest.runs.errors import UserError, unknown
 from steepest.runs.optimizers import known_optimizers
 
-NOT_OPTIONS = {"self", "params", "lr", "shared"}
+NOT_OPTIONS = {"self", "params", "lr"}
 """What is no option here: the sweep gives learning rates."""
 
 
@@ -49,7 +49,8 @@ class Variant:
         name, colon, said = self.text.partition(":")
         if name not in (known := known_optimizers()):
             raise unknown("--optimizers", name, known)
-        options = [o for o in inspect.signature(self.optimizer).parameters if o not in NOT_OPTIONS]
+        parameters = inspect.signature(self.optimizer).parameters.values()
+        options = [p.name for p in parameters if p.name not in NOT_OPTIONS and p.kind is not p.VAR_KEYWORD]
         for pair in said.split("+") if colon else ():
             option, equal, value = pair.partition("=")
             if not (equal and value.strip()):

@@ -96,33 +96,18 @@ class ShampooSquared(Shampoo):
     """Shampoo whose statistics have twice the power, L^-1/2 h R^-1/2 tr(L)^1/2: of the Kronecker products, nearly the
     one that is nearest to full-matrix Adagrad.
 
-    Args: as `Shampoo`.
+    Args: as `Shampoo`, of which `power` has another default.
 
     Morwani, Shapira, Vyas, Malach, Kakade and Janson 2024, "A new perspective on Shampoo's preconditioner"
     (2406.17748), section 3.
 
     >>> optimizer = ShampooSquared(param_groups(torch.nn.Linear(4, 2)), lr=0.01, every=10)
+    >>> optimizer.param_groups[0]["power"]
+    0.5
     """
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 0.1,
-        momentum: float = 0.9,
-        beta: float = 1.0,
-        eps: float = 1e-6,
-        every: int = 1,
-        weight_decay: float = 0.0,
-        power: float = 0.5,
-        early: int = 1,
-        block: int | None = None,
-        graft: str | None = None,
-        graft_beta: float = 0.999,
-        start: int = 1,
-        **shared: Unpack[MatrixShared],
-    ) -> None:
-        rest = (weight_decay, power, early, block, graft, graft_beta, start)
-        super().__init__(params, lr, momentum, beta, eps, every, *rest, **shared)
+    def __init__(self, params: Any, lr: float = 0.1, power: float = 0.5, **options: Any) -> None:
+        super().__init__(params, lr, power=power, **options)
 
 
 class Shampoo4bit(MatrixOptimizer):
