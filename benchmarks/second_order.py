@@ -38,9 +38,9 @@ COMMON: dict[str, Any] = {"seeds": 3, "threads": 1}
 OPTIMIZERS = (
     "adamw",
     "soap",
-    "shampoo:beta=0.95+every=5",
-    "shampoo:beta=0.95+every=5+graft=adam",
-    "shampoo:power=0.5+beta=0.95+every=5+graft=adam",
+    "shampoo:beta=0.95+every=10",
+    "shampoo:beta=0.95+every=10+graft=adam",
+    "shampoo:power=0.5+beta=0.95+every=10+graft=adam",
     "shampoo4bit:bits=32+every=5+roots_every=25",
     "shampoo4bit:bits=4+every=5+roots_every=25",
     "psgd",

@@ -196,17 +196,19 @@ def _alike(model: nn.Module, weights: dict[str, _Weight]) -> Iterator[dict[str, 
 
 
 def _mean_step(chain: Chain, x: Tensor, m: int) -> float:
-    """The mean entry of a method's first step on a weight like x, along its gradient: signs of rank one over m."""
+    """The mean entry of a method's first step on a weight like x, along its gradient: signs of rank one over m; of the
+    second, where a method only looks at its first gradient."""
     generator = torch.Generator().manual_seed(0)
     signs = torch.ones(())
     for size in x.shape:
         signs = signs.unsqueeze(-1) * torch.randint(0, 2, (size,), generator=generator).mul(2).sub(1).float()
     manifold = Euclidean(x.ndim)
-    ctx = Context(manifold, manifold.frame(torch.zeros_like(signs)), 1.0, 1)
+    first = Context(manifold, manifold.frame(torch.zeros_like(signs)), 1.0, 1)
     h = (signs / m,)
     with torch.no_grad():
-        step = chain.update(h, chain.init(h, ctx), ctx)[0]
-    return (step * signs).mean().item()
+        states = chain.init(h, first)
+        steps = [chain.update(h, states, dataclasses.replace(first, step=i))[0].clone() for i in (1, 2)]
+    return next((step * signs).mean().item() for step in steps if step.any())
 
 
 def _one(x: Tensor) -> Tensor:

@@ -152,8 +152,9 @@ class Quantized(Wrapper):
 
 
 def _untouched(x: Tensor) -> bool:
-    """Whether nothing has been written into a tensor since it was made."""
-    return not (torch.compiler.is_compiling() or x.is_inference()) and x._version == 0
+    """Whether it is certain that nothing has been written into a tensor since it was made. Writes into the real view of
+    a complex one do not count as such for torch."""
+    return not (torch.compiler.is_compiling() or x.is_inference() or x.is_complex()) and x._version == 0
 
 
 def _coded(state: State) -> list[str]:
