@@ -79,9 +79,13 @@ def turned(s: Tensor, q: Tensor, shift: float = 0.0) -> Tensor:
     """One step of the QR algorithm for the Hermitian s from the basis q, both `(*b, n, n)`; `shift`, times the mean
     eigenvalue, is added to all of them."""
     sq = s @ q + (shift * _mean(s)) * q
-    order = (q.conj() * sq).sum(-2).real.argsort(-1, descending=True).unsqueeze(-2).expand_as(sq)
-    new = orthonormal_basis(sq.gather(-1, order))
-    return torch.empty_like(new).scatter_(-1, order, new)
+    order = (q.conj() * sq).sum(-2).real.argsort(-1, descending=True)
+    new = orthonormal_basis(_columns(sq, order))
+    return _columns(new, order.argsort(-1))
+
+
+def _columns(x: Tensor, order: Tensor) -> Tensor:
+    return x.gather(-1, order.unsqueeze(-2).expand_as(x))
 
 
 def _eigenvectors(s: Tensor, shift: float) -> Tensor | None:

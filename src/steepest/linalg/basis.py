@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from steepest.linalg.autograd import plain
 from steepest.linalg.precision import widen
 from steepest.linalg.shapes import require_matrix
 from steepest.linalg.threads import over_threads
@@ -19,4 +20,12 @@ def orthonormal_basis(y: Tensor) -> Tensor:
     13).
     """
     require_matrix(y, "y")
-    return over_threads(torch.linalg.qr, widen(y))[0].to(y.dtype)
+    if not plain(y):
+        return torch.linalg.qr(widen(y))[0].to(y.dtype)
+    out: Tensor = over_threads(_householder, widen(y))
+    return out.to(y.dtype)
+
+
+def _householder(y: Tensor) -> Tensor:
+    """Without the triangular factor, of which `torch.linalg.qr` makes a copy."""
+    return torch.linalg.householder_product(*torch.geqrf(y))
