@@ -22,7 +22,7 @@ import steepest
 from steepest import EGN, KFAC, PSGD, SGD, SOAP, SPD, Adam, FixedRank, LazyNewton, Shampoo, ShampooSquared, Stiefel
 from steepest.compare.figures import COLORS
 from steepest.compare.job import Job, load_text
-from steepest.compare.progress import Progress
+from steepest.compare.methods import methods
 from steepest.compare.results import against
 from steepest.compare.settings import Settings
 from steepest.runs import files
@@ -247,9 +247,11 @@ def losses(output: Path) -> Any:
     """`steepest compare` of them all."""
     if (output / "results.json").is_file():
         return files.read_json(output / "results.json")
-    given = COMMON | {"optimizers": list(OPTIMIZERS)}
-    settings = Settings.of(output, given, resume=(output / SETTINGS).is_file())
-    return Job(settings, load_text(settings.data), Progress()).run()
+    settings = Settings.of(output, COMMON | {"optimizers": list(OPTIMIZERS)}, resume=(output / SETTINGS).is_file())
+    files.make_folder(output)
+    files.write_json(output / SETTINGS, settings.to_json())
+    job = Job(settings, output, load_text(settings, output, resume=False), lambda line: print(line, flush=True))
+    return job.run(methods(settings), {})
 
 
 # The page. ------------------------------------------------------------------------------------------------------------
@@ -400,14 +402,17 @@ def main() -> None:
         "manifolds": manifolds,
         "losses": lambda: losses(args.output / "losses"),
     }
-    cache = args.output / "parts.json"
-    known = files.read_json(cache) if cache.is_file() and args.part is None else {}
-    found = {part: known.get(part) or job() for part, job in jobs.items() if args.part in (None, part)}
     if args.part is not None:
-        print(condition_rows(found["conditions"]) if "conditions" in found else found)
+        found = jobs[args.part]()
+        print(condition_rows(found) if args.part == "conditions" else found)
         return
     args.output.mkdir(parents=True, exist_ok=True)
-    files.write_json(cache, {part: value for part, value in found.items() if part != "losses"})
+    cache = args.output / "parts.json"
+    known = files.read_json(cache) if cache.is_file() else {}
+    for part in ("conditions", "tails", "manifolds"):
+        if part not in known:
+            files.write_json(cache, known := known | {part: jobs[part]()})
+    found = known | {"losses": jobs["losses"]()}
     files.write_text(PAGE, page(found))
     PAGE.with_suffix(".png").write_bytes(draw(found))
 

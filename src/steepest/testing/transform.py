@@ -99,8 +99,12 @@ def check_in_place(transform: Transform) -> None:
         for step in (1, 2, 3):
             h = run.gradient(step)
             copies = [b.clone() for b in h]
+            kept = [{k: v.clone() for k, v in state.items()} for state in run.states]
             out = run.step(step, h)
             assert all(torch.equal(b, c) for b, c in zip(h, copies, strict=True)), "update changes its input"
+            if transform.idle(dataclasses.replace(run.context, step=step)):
+                same = [torch.equal(v, a[k]) for a, b in zip(run.states, kept, strict=True) for k, v in b.items()]
+                assert all(same), "an idle step changes the state"
             same = [b.shape == o.shape and b.dtype == o.dtype for b, o in zip(h, out, strict=True)]
             assert all(same), "update changes a shape or a dtype"
             assert all(o.isfinite().all() for o in out), "update gives NaN or infinity"

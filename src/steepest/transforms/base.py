@@ -81,6 +81,10 @@ class Transform(Spec, abc.ABC):
         """Replace the state of this key, given as such coordinates."""
         state[key].copy_(value)
 
+    def idle(self, ctx: Context) -> bool:
+        """Whether `update` only reads the state at this step, so that it need not be written down anew."""
+        return False
+
     @abc.abstractmethod
     def update(self, h: Any, state: State, ctx: Context) -> Any:
         """The transformed coordinates. `h` is left alone, as it may be the gradient or another transform's state;

@@ -67,6 +67,10 @@ class PreconditionFactored(Transform):
             state[f"{side}_root_diagonal"] = h.real.new_ones((*batch, n))
         return state
 
+    def idle(self, ctx: Context) -> bool:
+        """Between the steps that are due."""
+        return not any(is_due(ctx, every, spread=self.spread) for every in (self.every, self.roots_every))
+
     def update(self, h: Tensor, state: State, ctx: Context) -> Tensor:
         """The preconditioned block."""
         x = as_matrix(h, ctx.ndim)

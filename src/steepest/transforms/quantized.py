@@ -89,10 +89,11 @@ class Quantized(Wrapper):
         return state
 
     def update(self, h: Any, state: State, ctx: Context) -> Any:
-        """The inner transform's step, with its state read before and kept after it."""
+        """The inner transform's step, with its state read before and kept after it, where it may have changed."""
         own = self.opened(state)
         h = _run(self.inner, h, {f"{self.name}.{key}": value for key, value in own.items()}, ctx)
-        self.closed(own, state)
+        if not self.inner.idle(ctx):
+            self.closed(own, state)
         return h
 
     @classmethod
@@ -129,10 +130,8 @@ class Quantized(Wrapper):
         return torch.view_as_complex(x.reshape(*shape, 2)) if like.is_complex() else x.reshape(shape)
 
     def closed(self, own: State, state: State) -> None:
-        """Put the numbers in place of those that the codes stood for, where they have changed."""
+        """Put the numbers in place of those that the codes stood for."""
         for key in _coded(state):
-            if _untouched(own[key]):
-                continue
             codes, scales = self._encoded(key, own[key], state[f"{key}.scales"].ndim - 1)
             state[f"{key}.codes"].copy_(codes)
             state[f"{key}.scales"].copy_(scales)
@@ -149,12 +148,6 @@ class Quantized(Wrapper):
         codes = table.index_select(0, cells.flatten()).reshape(*scales.shape[:-1], -1)
         codes = codes[..., : x.shape[-1] + x.shape[-1] % 2]
         return (codes[..., ::2] | codes[..., 1::2] << 4 if self.bits == 4 else codes[..., : x.shape[-1]]), scales
-
-
-def _untouched(x: Tensor) -> bool:
-    """Whether it is certain that nothing has been written into a tensor since it was made. Writes into the real view of
-    a complex one do not count as such for torch."""
-    return not (torch.compiler.is_compiling() or x.is_inference() or x.is_complex()) and x._version == 0
 
 
 def _coded(state: State) -> list[str]:
