@@ -23,3 +23,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def unconstrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tensor of the test has a geometry: an optimiser that is given bare ones need not look for it among all living
+    modules, which takes tenths of a second in a process that has loaded as much as this one."""
+    monkeypatch.setattr("steepest.optim.engine.constrained", lambda ids: iter(()))

@@ -74,9 +74,19 @@ def _names():
         yield pytest.param(name, marks=[pytest.mark.slow] if derived else [])
 
 
+ENGINE = ("check_gradients_untouched", "check_half_precision", "check_torch_interface", "check_refusals")
+"""Checks of what the engine does for all of them."""
+
+
+def _checks():
+    for check in testing.OPTIMIZER_CHECKS:
+        marks = [pytest.mark.of_each_kind] if check.__name__ in ENGINE else []
+        yield pytest.param(check, marks=marks, id=check.__name__)
+
+
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["kinds", "every manifold"])
-@pytest.mark.parametrize("check", testing.OPTIMIZER_CHECKS, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("name", _names())
+@pytest.mark.parametrize("check", list(_checks()))
+@pytest.mark.parametrize("name", list(_names()))
 def test_optimizer(name, check, every):
     optimizer, places = testing.optimizers()[name], testing.places(every)
     if not every and check.__name__ != "check_descends":  # every second kind, and the others for the next optimiser

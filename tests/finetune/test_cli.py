@@ -49,9 +49,11 @@ def test_mistake_gives_one_message_and_exit_code_2(tmp_path, arguments, words):
     assert "Traceback" not in result.output
 
 
-def test_signal_saves_a_checkpoint_and_tells_how_to_go_on(tmp_path, options):
+@pytest.mark.parametrize(
+    "codes", [{signal.SIGINT: 130}, pytest.param({signal.SIGTERM: 143}, marks=pytest.mark.slow)], ids=str
+)
+def test_signal_saves_a_checkpoint_and_tells_how_to_go_on(tmp_path, options, codes):
     arguments = as_arguments(options | {"steps": 100_000, "save_every": 5})
-    codes = {signal.SIGINT: 130, signal.SIGTERM: 143}
     running = {signum: start([*arguments, "--output", str(tmp_path / signum.name)]) for signum in codes}
     try:
         for signum, process in running.items():

@@ -206,6 +206,7 @@ def test_a_model_of_real_and_complex_layers(name):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
+@pytest.mark.usefixtures("unconstrained")
 @pytest.mark.of_each_kind
 @every
 def test_a_gradient_that_is_only_marked_as_conjugated(name):
@@ -230,6 +231,7 @@ def test_a_gradient_with_a_bad_part_is_refused(value):
     assert torch.equal(p, randn(3, 2))
 
 
+@pytest.mark.usefixtures("unconstrained")
 @pytest.mark.of_each_kind
 @every
 def test_a_tensor_as_learning_rate(name):

@@ -330,7 +330,7 @@ BAD_GROUPS = {
 }
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("case", BAD_GROUPS)
 def test_a_refused_group_leaves_the_optimiser_as_it_was(case, name):
     choose, error, message = BAD_GROUPS[case]

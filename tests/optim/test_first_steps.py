@@ -193,6 +193,7 @@ FORMULAS = {
 }
 
 
+@pytest.mark.usefixtures("unconstrained")
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5)], ids=str)
 @pytest.mark.parametrize("name", FORMULAS)
 def test_first_step(name, shape):

@@ -63,6 +63,7 @@ def test_a_wrong_pattern_is_refused_by_name(name):
         MATRIX[name]([{"params": [layer.weight], "matrix": "o i -> i o"}])
 
 
+@pytest.mark.usefixtures("unconstrained")
 @BOTH
 @pytest.mark.parametrize("kind", ["conv", "transposed", "qkv", "stack", "gpt2"])
 def test_a_pattern_steps_as_the_matrix_would(name, kind):

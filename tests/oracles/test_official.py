@@ -289,6 +289,7 @@ def test_every_file_has_an_optimizer() -> None:
     assert OTHERWISE.keys() <= {(name, case["name"]) for name, case in CASES}
 
 
+@pytest.mark.usefixtures("unconstrained")
 @pytest.mark.parametrize(("name", "case"), CASES, ids=[f"{name}-{case['name']}" for name, case in CASES])
 def test_agrees_with_official_code(name: str, case: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     if reason := OTHERWISE.get((name, case["name"])):

@@ -78,6 +78,7 @@ PAIRS: dict[str, tuple[Any, Any, Options, Options]] = {
 }
 
 
+@pytest.mark.usefixtures("unconstrained")
 @pytest.mark.parametrize("name", PAIRS)
 def test_equals_torch(name: str) -> None:
     ours, theirs, options, extra = PAIRS[name]
@@ -86,6 +87,7 @@ def test_equals_torch(name: str) -> None:
     )
 
 
+@pytest.mark.usefixtures("unconstrained")
 @pytest.mark.parametrize("name", PAIRS)
 def test_maximize_equals_torch(name: str) -> None:
     ours, theirs, options, extra = PAIRS[name]
@@ -96,8 +98,10 @@ def test_maximize_equals_torch(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.complex128, torch.complex64], ids=str)
-@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.usefixtures("unconstrained")
+@pytest.mark.parametrize(
+    ("dtype", "maximize"), [(torch.complex128, False), (torch.complex64, True)], ids=["double", "single, maximized"]
+)
 @pytest.mark.parametrize("name", PAIRS)
 def test_equals_torch_on_complex_parameters(name: str, maximize: bool, dtype: torch.dtype) -> None:
     """50 steps on two matrices, which are one batch, and a vector. Adam and Adagrad see a complex entry as two numbers.
@@ -141,6 +145,7 @@ SCHEDULES: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.usefixtures("unconstrained")
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", ["sgd momentum", "adamw"])
 def test_equals_torch_under_schedules(name: str, schedule: str) -> None:

@@ -34,6 +34,7 @@ from steepest import (
     Sphere,
     Stiefel,
     constrain,
+    param_groups,
 )
 
 STIEFEL = [Stiefel(m, r) for m in ("euclidean", "canonical") for r in ("qr", "polar")]
@@ -378,7 +379,7 @@ def test_maximize_is_respected(manifold: Manifold, kind: type[Optimizer]) -> Non
 @pytest.mark.parametrize("maximize", [False, True])
 def test_gradients_are_not_changed(manifold: Manifold, kind: type[Optimizer], maximize: bool) -> None:
     layer = Layer(manifold)
-    optimizer = kind(layer.parameters(), lr=0.1, weight_decay=0.5, maximize=maximize)
+    optimizer = kind(param_groups(layer), lr=0.1, weight_decay=0.5, maximize=maximize)
     layer.loss().backward()
     before = [p.grad.clone() for p in layer.parameters()]
     optimizer.step()
@@ -407,7 +408,7 @@ def test_closure_may_compute_gradients() -> None:
 def test_weight_decay_does_not_push_off_the_manifold(manifold: Manifold) -> None:
     layer = Layer(manifold)
     for kind in (SGD, Adam, AdamW, Muon):
-        step(layer, kind(layer.parameters(), lr=0.05, weight_decay=0.5))
+        step(layer, kind(param_groups(layer), lr=0.05, weight_decay=0.5))
         assert layer.residual() < 1e-12
 
 
@@ -421,7 +422,7 @@ def test_half_precision_parameters(manifold: Manifold, kind: type[Optimizer], dt
     """Each step is computed in float32 and rounded once, so that errors do not add up: unit columns whose entries are
     each rounded by eps / 2 at most have products within eps of the identity's, and 2 eps leaves room."""
     layer = Layer(manifold, dtype)
-    optimizer = kind(layer.parameters(), lr=0.02)
+    optimizer = kind(param_groups(layer), lr=0.02)
     before = layer.weight.detach().clone()
     step(layer, optimizer, 20)
     assert layer.weight.dtype == dtype
