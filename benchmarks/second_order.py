@@ -281,6 +281,8 @@ Gaussian of covariance A; its error is the root of the loss.
 
 ## Tails
 
+Distance to the solution after each step; of EGN, whose weights have many, the root of the loss.
+
 {tail_lines(found["tails"])}
 
 ## On manifolds, in the same frame
@@ -327,7 +329,8 @@ def condition_rows(found: dict[str, list[list[float]]]) -> str:
     rows = []
     for name, curves in found.items():
         ends = ", ".join(f"{curve[-1]:.3g}" for curve in curves)
-        rows.append(f"| {name} | {ends} | {gap(curves):.1%} |")
+        apart = gap(curves)
+        rows.append(f"| {name} | {ends} | {f'{apart:.1%}' if apart < 10 else 'none in common'} |")
     return "\n".join(rows)
 
 
@@ -353,8 +356,8 @@ def loss_rows(results: dict[str, Any]) -> str:
     for m in results["methods"]:
         t = m["summary"]
         rows.append(
-            f"| {m['name']} | {m['lr']:.3g} | {t['loss']:.4f} ± {t['loss_std']:.4f} | "
-            f"{t['state_bytes_per_parameter']:.2f} | {t['optimizer_ms']:.1f} |"
+            f"| {m['name']} | {m['lr']:.3g} | {t['loss']:.4f} ± {t['sd']:.4f} | "
+            f"{t['state_bytes_per_parameter']:.2f} | {t['timing']['optimizer_ms']:.1f} |"
         )
     return "\n".join(rows)
 
@@ -378,12 +381,12 @@ def draw(found: dict[str, Any]) -> bytes:
             for curve, style in zip(curves, ("-", "--", ":"), strict=True):
                 label = name if style == "-" else None
                 left.semilogy(range(1, len(curve) + 1), curve, style, color=COLORS[i], label=label)
-        left.set(xlabel="step", ylabel="error", title="Condition 1 (solid), 1e3 (dashed), 1e6 (dotted)")
+        left.set(xlabel="step", ylabel="error", title="Condition 1 (solid), 1e3 (dashed), 1e6 (dotted)", ylim=(5e-3, 3))
         left.legend()
         for i, (name, errors) in enumerate(found["tails"].items()):
             right.semilogy(range(1, len(errors) + 1), errors, ".-", color=COLORS[i], label=name)
         right.set(xlabel="step", ylabel="error", title="Tails")
-        right.legend()
+        right.legend(loc="lower left", fontsize="small")
     return buffer.getvalue()
 
 

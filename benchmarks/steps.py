@@ -391,7 +391,7 @@ def judge(cell: Cell, evidence: dict[str, float]) -> dict[str, Any]:
 
 def main() -> None:
     options = arguments(__doc__ or "")
-    effort = Effort(3, 0.01, 30, PATIENCE) if options.quick else Effort(limit=120, patience=PATIENCE)
+    effort = Effort(3, 0.01, 60, PATIENCE) if options.quick else Effort(limit=120, patience=PATIENCE)
     chosen = [c for c in cells() if options.only in str(c) and (not options.quick or c.model in QUICK)]
     measure("steps", options, effort, chosen, LIBRARIES, judge, DISTRIBUTIONS)
     speed_page.write(options.output)
