@@ -385,8 +385,8 @@ def draw(found: dict[str, Any]) -> bytes:
         left.legend()
         for i, (name, errors) in enumerate(found["tails"].items()):
             right.semilogy(range(1, len(errors) + 1), errors, ".-", color=COLORS[i], label=name)
-        right.set(xlabel="step", ylabel="error", title="Tails")
-        right.legend(loc="lower left", fontsize="small")
+        right.set(xlabel="step", ylabel="error", title="Tails", ylim=(1e-17, 1e6))
+        right.legend(loc="upper right")
     return buffer.getvalue()
 
 
