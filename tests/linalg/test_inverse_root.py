@@ -68,6 +68,14 @@ def test_second_moments(batch, beta, dtype):
     torch.testing.assert_close(diagonal, expected.diagonal(dim1=-2, dim2=-1).real)
 
 
+def test_second_moments_in_strips():
+    """Of a side long enough for them: to rounding of sums of five hundred, and Hermitian to the last bit."""
+    y = torch.randn(400, 500, generator=torch.Generator().manual_seed(0), dtype=torch.complex128)
+    s = average_gram(torch.eye(400, dtype=y.dtype), y, 0.9)
+    torch.testing.assert_close(s, 0.9 * torch.eye(400, dtype=y.dtype) + 0.1 * y @ y.mH, rtol=1e-12, atol=1e-11)
+    assert torch.equal(s, s.mH)
+
+
 def test_what_overflows_when_squared_leaves_no_trace():
     s = torch.eye(2).repeat(2, 1, 1)
     y = torch.ones(2, 2, 3)

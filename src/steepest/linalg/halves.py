@@ -17,7 +17,7 @@ two thirds."""
 
 def gram(y: Tensor, lower: bool = False) -> Tensor:
     """y y^H `(*b, n, n)` of y `(*b, n, k)`; with `lower`, y is lower triangular."""
-    if not _is_large(y):
+    if not is_large(y):
         return y @ y.mH
     out = y.new_empty(*y.shape[:-1], y.shape[-2])
     for i, j in _strips(y.shape[-2]):
@@ -29,7 +29,7 @@ def gram(y: Tensor, lower: bool = False) -> Tensor:
 
 def upper_product(q: Tensor, x: Tensor, upper: bool = False) -> Tensor:
     """q x `(*b, n, k)` of an upper triangular q `(*b, n, n)` and x `(*b, n, k)`, with `upper` upper triangular too."""
-    if not _is_large(q):
+    if not is_large(q):
         return q @ x
     out = torch.zeros_like(x) if upper else torch.empty_like(x)
     for i, j in _strips(q.shape[-1]):
@@ -38,7 +38,8 @@ def upper_product(q: Tensor, x: Tensor, upper: bool = False) -> Tensor:
     return out
 
 
-def _is_large(x: Tensor) -> bool:
+def is_large(x: Tensor) -> bool:
+    """Whether strips are the faster way."""
     return x.is_cpu and x.shape[-2] >= LARGE
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from steepest.linalg.halves import gram, is_large
+
 
 def average_gram(s: Tensor, y: Tensor, beta: float) -> Tensor:
     """s <- beta s + (1 - beta) y y^H in place, and with beta = 1 the sum s <- s + y y^H; y `(*b, n, k)`, and s `(*b, n,
@@ -13,6 +15,8 @@ def average_gram(s: Tensor, y: Tensor, beta: float) -> Tensor:
     weight = 1 - beta if beta < 1 else 1.0
     if s.ndim < y.ndim:
         return s.mul_(beta).add_((y.conj() * y).real.sum(-1), alpha=weight)
+    if is_large(y):
+        return s.mul_(beta).add_(gram(y), alpha=weight)
     if y.ndim == 2:
         return s.addmm_(y, y.mH, beta=beta, alpha=weight)
     if y.ndim == 3:
