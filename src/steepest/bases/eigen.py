@@ -78,13 +78,15 @@ class Eigenbasis(Basis):
 def turned(s: Tensor, q: Tensor, shift: float = 0.0) -> Tensor:
     """One step of the QR algorithm for the Hermitian s from the basis q, both `(*b, n, n)`; `shift`, times the mean
     eigenvalue, is added to all of them."""
-    sq = s @ q + (shift * _mean(s)) * q
+    sq = (s @ q).addcmul_(q, (shift * _mean(s)).to(q.dtype))
     order = (q.conj() * sq).sum(-2).real.argsort(-1, descending=True)
     new = orthonormal_basis(_columns(sq, order))
     return _columns(new, order.argsort(-1))
 
 
 def _columns(x: Tensor, order: Tensor) -> Tensor:
+    if x.ndim == 2:
+        return x.index_select(-1, order)  # faster than gather
     return x.gather(-1, order.unsqueeze(-2).expand_as(x))
 
 
