@@ -49,9 +49,13 @@ def test_projector(projector, check):
 
 
 def _preconditioners():
+    """Every example; in the common run the first two of each class."""
+    seen = []
     for family, options in testing.preconditioners():
         said = ",".join(f"{k}={v}" for k, v in options.items() if not callable(v))
-        yield pytest.param(functools.partial(family, **options), id=f"{family.__name__}({said})")
+        marks = [pytest.mark.slow] if seen.count(family) > 1 else []
+        seen.append(family)
+        yield pytest.param(functools.partial(family, **options), marks=marks, id=f"{family.__name__}({said})")
 
 
 @pytest.mark.parametrize("check", testing.PRECONDITIONER_CHECKS, ids=lambda f: f.__name__)

@@ -167,7 +167,7 @@ def test_long_runs_do_not_drift(m, shape):
 # Derivatives. ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [D, torch.complex128])
+@pytest.mark.parametrize("dtype", [D, pytest.param(torch.complex128, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("m", "shape"), [(SYMPLECTIC, (4, 2)), (IndefiniteStiefel(A[:3, :3] - 1, (1, -1)), (3, 2)), *EXPONENTIAL]
 )
