@@ -6,8 +6,11 @@ from completion import OPTIMIZERS, completion, deviation, random_change
 
 from steepest import FixedRank
 
+OFTEN = ("momentum", "muon", "muon_polar_express", "adam", "shampoo")
+"""One of each kind; the others in the long run."""
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in OFTEN else pytest.mark.slow) for n in OPTIMIZERS])
 def test_scaling_of_the_factors(name):
     make, lr = OPTIMIZERS[name]
     # Muon's polynomials, near a minimum, amplify rounding tenfold every few steps from step 120 on (a step of constant

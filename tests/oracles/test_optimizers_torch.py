@@ -147,7 +147,7 @@ SCHEDULES: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.usefixtures("unconstrained")
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("name", ["sgd momentum", "adamw"])
+@pytest.mark.parametrize("name", [pytest.param("sgd momentum", marks=pytest.mark.slow), "adamw"])
 def test_equals_torch_under_schedules(name: str, schedule: str) -> None:
     """Two groups; OneCycleLR moves momentum and betas as well as the learning rate."""
     ours, theirs, options, _ = PAIRS[name]
@@ -172,7 +172,7 @@ def test_equals_torch_with_a_tensor_learning_rate() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["sgd momentum", "adamw"])
+@pytest.mark.parametrize("name", [pytest.param("sgd momentum", marks=pytest.mark.slow), "adamw"])
 def test_equals_torch_under_grad_scaler(name: str) -> None:
     """Loss scaled by 2^16, one overflow on the way: the same steps are taken and the same one is left out."""
     ours, theirs, options, extra = PAIRS[name]

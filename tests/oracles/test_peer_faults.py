@@ -452,6 +452,7 @@ def test_half_precision_pairs(kind: type[Optimizer], dtype: torch.dtype) -> None
     assert optimizer.residual() < 2 * torch.finfo(dtype).eps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("manifold", [*STIEFEL, Grassmann(), Oblique()], ids=str)
 def test_2000_steps_in_float32_do_not_drift(manifold: Manifold) -> None:
     """Feasible to a few eps after 2000 large steps, as after one: no step inherits the error of the one before."""
