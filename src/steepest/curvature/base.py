@@ -4,97 +4,21 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar, Self, TypedDict
+from collections.abc import Iterator
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from steepest.checks import check_range
 from steepest.curvature.activity import Hook, Layer, Seen, layers
-from steepest.curvature.rescale import Rescale
+from steepest.curvature.bucket import Bucket, State
+from steepest.curvature.options import SHARED, check_options
 from steepest.linalg.precision import widen
 
-State = dict[str, Tensor]
 PRECONDITIONERS: dict[str, type[LayerPreconditioner]] = {}
 """Every preconditioner by its name in lower case; a class enters by being defined."""
-
-
-class Shared(TypedDict, total=False):
-    """What every preconditioner of layers takes by keyword, besides its own options."""
-
-    every: int
-    """Steps from one look at the layers, and one update of the factors, to the next. Default 1."""
-    loss: str
-    """What the loss is of its examples: their "mean" (the default; examples are the first dimension of a layer's
-    output), the mean over examples and positions, "token_mean", as of language models, or their "sum"."""
-    scale: float | Callable[[], float]
-    """What the loss was multiplied by before `backward()` and `.grad` no longer is: with a GradScaler
-    `scaler.get_scale`. Default 1."""
-    fisher: str
-    """"empirical" (the default): every backward pass counts; "sampled": only those within `sampling()`."""
-    rescale: Rescale | None
-    """What becomes of the length of a preconditioned gradient. Default None, nothing."""
-    dtype: torch.dtype | None
-    """Of the factors that are kept; what is computed with them is so in the weight's dtype, or in this one where it is
-    the wider one, and at least in float32. Default None: the dtype of computing."""
-    skip: Iterable[str]
-    """Names of layers, or patterns of them, that are left alone. Default ()."""
-    max_side: int
-    """A layer with more rows or columns is left alone: its factor would be that number squared. Default 8192."""
-
-
-SHARED: dict[str, Any] = {
-    "every": 1,
-    "loss": "mean",
-    "scale": 1.0,
-    "fisher": "empirical",
-    "rescale": None,
-    "dtype": None,
-    "skip": (),
-    "max_side": 8192,
-}
-CHOICES = {"loss": ("mean", "token_mean", "sum"), "fisher": ("empirical", "sampled")}
-
-
-def options(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a preconditioner's `__init__`, its `locals()`, with those that all take."""
-    own = {k: v for k, v in arguments.items() if k not in ("self", "model", "shared", "__class__")}
-    if unknown := sorted(set(arguments["shared"]) - set(SHARED)):
-        name = type(arguments["self"]).__name__
-        raise TypeError(f"{name}: unknown option {unknown[0]!r}; it takes {', '.join([*own, *SHARED])}")
-    return {**SHARED, **own, **arguments["shared"]}
-
-
-@dataclasses.dataclass(eq=False)
-class Bucket:
-    """Layers of one shape, dtype and device, with their state stacked along a new first dimension."""
-
-    layers: list[Layer]
-    dtype: torch.dtype
-    """In which is computed."""
-    state: State = dataclasses.field(default_factory=dict)
-    seen: list[Seen | None] = dataclasses.field(default_factory=list)
-
-    def part(self, index: Sequence[int]) -> State:
-        """State of some of the layers, as it is computed with."""
-        whole = len(index) == len(self.layers)
-        return {k: (v if whole else v[list(index)]).to(self.dtype) for k, v in self.state.items()}
-
-    def replace(self, index: Sequence[int], new: State, ok: Tensor) -> None:
-        """New state of some of the layers, where it is ok."""
-        for key, value in new.items():
-            old = self.state[key]
-            whole = len(index) == len(self.layers)
-            kept = old if whole else old[list(index)]
-            value = torch.where(ok.reshape(-1, *[1] * (value.ndim - 1)), value.to(old.dtype), kept)
-            if whole:
-                old.copy_(value)
-            else:
-                old[list(index)] = value
 
 
 class LayerPreconditioner(abc.ABC):
@@ -138,15 +62,7 @@ class LayerPreconditioner(abc.ABC):
 
     def __init__(self, model: nn.Module, options: dict[str, Any]) -> None:
         self.options = options
-        check_range("every", options["every"], 1)
-        check_range("max_side", options["max_side"], 1)
-        if not callable(options["scale"]):
-            check_range("scale", options["scale"], open_low=True)
-        for key, known in CHOICES.items():
-            if options[key] not in known:
-                raise ValueError(f"{key}: got {options[key]!r}, expected one of {', '.join(map(repr, known))}")
-        if options["dtype"] is not None and not options["dtype"].is_floating_point:
-            raise ValueError(f"dtype: got {options['dtype']}, expected a real floating-point one")
+        check_options(options)
         skip = (options["skip"],) if isinstance(options["skip"], str) else tuple(options["skip"])
         self._step = 0
         self._extra: State = {}

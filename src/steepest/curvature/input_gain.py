@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from steepest.checks import check_range
-from steepest.curvature.base import LayerPreconditioner, Shared, State, options
+from steepest.curvature.base import LayerPreconditioner
+from steepest.curvature.bucket import State
 from steepest.curvature.kfac import averaged, damped_inverse, mean_eigenvalue
+from steepest.curvature.options import Shared, options
 
 
 class InputWhitening(LayerPreconditioner):
@@ -22,7 +24,7 @@ class InputWhitening(LayerPreconditioner):
         model: any module; see `LayerPreconditioner`.
         damping: added to A's diagonal, relative to the mean of it.
         decay: of the average of A over steps, as for `KFAC`.
-        shared: see `steepest.curvature.base.Shared`.
+        shared: see `steepest.curvature.options.Shared`.
 
     Robinson, Manry, Malalur and Yu 2016, "Properties of a batch training algorithm for feedforward networks" (Neural
     Processing Letters), and Rane et al. 2023 (2303.17732), show that their "hidden weight optimisation" is this.
@@ -74,7 +76,7 @@ class InputGain(LayerPreconditioner):
         model: any module; see `LayerPreconditioner`.
         damping: added to H's diagonal, relative to the mean of it.
         decay: of the averages of A and G over steps, as for `KFAC`.
-        shared: see `steepest.curvature.base.Shared`.
+        shared: see `steepest.curvature.options.Shared`.
 
     Rane et al. 2023, "Optimal input gain" (2303.17732): gains by Newton's method with the Gauss-Newton Hessian of a
     network with one hidden layer. Chosen here: that Hessian by its Kronecker factors, which hooks can see in any layer

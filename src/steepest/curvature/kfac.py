@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from steepest.checks import check_range
-from steepest.curvature.base import LayerPreconditioner, Shared, State, options
+from steepest.curvature.base import LayerPreconditioner
+from steepest.curvature.bucket import State
+from steepest.curvature.options import Shared, options
 from steepest.curvature.rescale import KLClip
 
 
@@ -30,7 +32,7 @@ class KFAC(LayerPreconditioner):
         damping: lambda, in the unit of the curvature.
         decay: of the averages of A and G over steps; the k-th update takes min(decay, 1 - 1/k) of what was there, so
             that nothing remains of a start.
-        shared: see `steepest.curvature.base.Shared`; with fisher="sampled" and labels drawn from the model's
+        shared: see `steepest.curvature.options.Shared`; with fisher="sampled" and labels drawn from the model's
             predictions, G belongs to the true Fisher matrix, with the data's to the empirical one.
 
     Martens and Grosse 2015 (1503.05671), damping of section 6.3. Not taken: their blocks between

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from steepest.checks import check_range
-from steepest.curvature.base import LayerPreconditioner, Shared, State, options
+from steepest.curvature.base import LayerPreconditioner
+from steepest.curvature.bucket import State
+from steepest.curvature.options import Shared, options
 from steepest.curvature.rescale import OwnNorm
 from steepest.spec import Spec
 
@@ -80,7 +82,7 @@ class MKOR(LayerPreconditioner):
         blend: see above.
         clip: bound on the entries of the means.
         hybrid: MKOR-H: the rule by which second order ends for good, when the losses say so that `observe` is told.
-        shared: see `steepest.curvature.base.Shared`; here `every` is 10 unless said otherwise, `rescale` is
+        shared: see `steepest.curvature.options.Shared`; here `every` is 10 unless said otherwise, `rescale` is
             `OwnNorm()`.
 
     Mozaffari et al. 2023 (2306.01685), and the authors' code, whose MKOR is "relaxed" and whose HKOR is "average".

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from steepest.checks import check_range
-from steepest.curvature.base import LayerPreconditioner, Shared, State, options
+from steepest.curvature.base import LayerPreconditioner
+from steepest.curvature.bucket import State
+from steepest.curvature.options import Shared, options
 from steepest.curvature.structures import BlockDiagonal, Dense, Diagonal, Hierarchical, Structure, Toeplitz, Triangular
 
 
@@ -35,7 +37,7 @@ class SINGD(LayerPreconditioner):
             follows the inverse of A + damping I alone; its authors take no momentum then.
         normalize: divide factor_lr by the largest entry of m_K (m_C), where that exceeds 1, and the updates' share by
             1 - factor_momentum, so that first steps cannot explode.
-        shared: see `steepest.curvature.base.Shared`; here `every` is 10 unless said otherwise.
+        shared: see `steepest.curvature.options.Shared`; here `every` is 10 unless said otherwise.
 
     With structure=Dense() this is INGD of Lin et al. 2023 (2302.09738); with others SINGD of Lin et al. 2024
     (2312.05705), and IKFAC is there too. Their lr and momentum for the weights are those of the optimiser here. The

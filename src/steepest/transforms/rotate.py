@@ -14,22 +14,21 @@ from steepest.checks import check_range
 from steepest.manifolds.euclidean import Euclidean
 from steepest.transforms.adam_scale import AdamScale
 from steepest.transforms.base import (
-    Chain,
     Context,
     State,
     Transform,
     as_matrix,
-    chain_of,
     link_of,
     part_of_state,
 )
 from steepest.transforms.momentum import Momentum
+from steepest.transforms.nest import Nest
 
 SIDES = ("both", "left", "right")
 
 
 @dataclasses.dataclass(frozen=True)
-class Rotate(Transform):
+class Rotate(Nest):
     """Q_L inner(Q_L^H h Q_R) Q_R^H, with an orthonormal basis for each side of the block h.
 
     Where h comes with axes that mean nothing, an entrywise method had better choose its own: Adam in the eigenbasis of
@@ -54,23 +53,11 @@ class Rotate(Transform):
     max_side: int = 10_000
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inner", chain_of(self.inner).links)
+        self._settle_inner()
         object.__setattr__(self, "basis", Basis.from_spec(self.basis))
         if self.sides not in SIDES:
             raise ValueError(f"sides: got {self.sides!r}, expected one of {', '.join(map(repr, SIDES))}")
         check_range("max_side", self.max_side, 1)
-        if outside := [link.name for link in self.inner if link.of_point]:
-            raise ValueError(f"inner: {outside[0]} needs the point itself; put it behind rotate, not into it")
-
-    @property
-    def chain(self) -> Chain:
-        """The inner chain."""
-        return Chain(self.inner)
-
-    @property
-    def carried(self) -> tuple[str, ...]:
-        """The inner chain's."""
-        return self.chain.carried
 
     def init(self, h: Tensor, ctx: Context) -> State:
         """The inner chain's state, under its transforms' names, and the bases' as `left.<key>` and `right.<key>`."""

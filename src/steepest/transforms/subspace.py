@@ -11,7 +11,8 @@ from torch import Tensor
 
 from steepest.manifolds.euclidean import Euclidean
 from steepest.projectors import Moment, Power, Projector
-from steepest.transforms.base import Chain, Context, State, Transform, as_matrix, chain_of, link_of, part_of_state
+from steepest.transforms.base import Context, State, as_matrix, link_of, part_of_state
+from steepest.transforms.nest import Nest
 from steepest.transforms.ranks import check_rank, rank_of
 
 SIDES = ("short", "long", "left", "right")
@@ -39,7 +40,7 @@ class Projected:
 
 
 @dataclasses.dataclass(frozen=True)
-class Subspace(Transform):
+class Subspace(Nest):
     """Runs an inner chain on the coordinates of h in a subspace of low rank, whose basis P has n x r entries where the
     projected side has length n: on h P, or on P^H h. How a step of full size comes of it, a subclass says.
 
@@ -64,14 +65,12 @@ class Subspace(Transform):
     moved: str = "keep"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inner", chain_of(self.inner).links)
+        self._settle_inner()
         object.__setattr__(self, "projector", Projector.from_spec(self.projector))
         check_rank(self.rank)
         for name, value, known in (("side", self.side, SIDES), ("moved", self.moved, MOVES)):
             if value not in known:
                 raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, known))}")
-        if outside := [link.name for link in self.inner if link.of_point]:
-            raise ValueError(f"inner: {outside[0]} needs the point itself; put it behind {self.name}, not into it")
 
     @abc.abstractmethod
     def lifted(self, p: Projected, state: State) -> Tensor:
@@ -89,16 +88,6 @@ class Subspace(Transform):
     def partial(self) -> bool:
         """What is kept of momentum is a part of it."""
         return True
-
-    @property
-    def chain(self) -> Chain:
-        """The inner chain."""
-        return Chain(self.inner)
-
-    @property
-    def carried(self) -> tuple[str, ...]:
-        """The inner chain's."""
-        return self.chain.carried
 
     def init(self, h: Tensor, ctx: Context) -> State:
         """The projector's state as `projector.<key>`, the inner chain's under its transforms' names."""

@@ -12,8 +12,9 @@ from torch import Tensor
 from steepest.checks import check_range
 from steepest.manifolds.euclidean import Euclidean
 from steepest.transforms.adam_scale import AdamScale
-from steepest.transforms.base import Chain, Context, State, Transform, as_matrix, chain_of, link_of, part_of_state
+from steepest.transforms.base import Context, State, Transform, as_matrix, link_of, part_of_state
 from steepest.transforms.momentum import Momentum
+from steepest.transforms.nest import Nest
 from steepest.transforms.precondition import Precondition
 
 Region = tuple[str, slice, slice, tuple[int, int]]
@@ -21,7 +22,7 @@ Region = tuple[str, slice, slice, tuple[int, int]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Tiled(Transform):
+class Tiled(Nest):
     """Runs an inner chain on each tile of a block alone: what costs m^3 for a side of m then costs m size^2, and what
     keeps m^2 keeps m size.
 
@@ -39,20 +40,8 @@ class Tiled(Transform):
     size: int = 1024
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inner", chain_of(self.inner).links)
+        self._settle_inner()
         check_range("size", self.size, 1)
-        if outside := [link.name for link in self.inner if link.of_point]:
-            raise ValueError(f"inner: {outside[0]} needs the point itself; put it behind tiled, not into it")
-
-    @property
-    def chain(self) -> Chain:
-        """The inner chain."""
-        return Chain(self.inner)
-
-    @property
-    def carried(self) -> tuple[str, ...]:
-        """The inner chain's."""
-        return self.chain.carried
 
     @property
     def partial(self) -> bool:
