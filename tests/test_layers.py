@@ -16,6 +16,7 @@ LAYERS = [
     {"transforms"},
     {"optim"},
     {"curvature"},
+    {"adapters"},
     {"testing", "runs"},
     {"finetune", "compare"},
     {"cli"},

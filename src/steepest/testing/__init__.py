@@ -8,8 +8,18 @@ Each check raises an AssertionError that says which law is broken, where and by 
 """
 
 from steepest.testing import geodesics as geodesics  # enters its checks
+from steepest.testing.adapter import ADAPTER_CHECKS, check_adapter
 from steepest.testing.basis import BASIS_CHECKS, check_basis
-from steepest.testing.discover import bases, manifolds, norms, optimizers, preconditioners, projectors, transforms
+from steepest.testing.discover import (
+    adapters,
+    bases,
+    manifolds,
+    norms,
+    optimizers,
+    preconditioners,
+    projectors,
+    transforms,
+)
 from steepest.testing.manifold import MANIFOLD_CHECKS, check_manifold
 from steepest.testing.norm import NORM_CHECKS, check_norm
 from steepest.testing.optimizer import OPTIMIZER_CHECKS, check_optimizer, places
@@ -18,6 +28,7 @@ from steepest.testing.projector import PROJECTOR_CHECKS, check_projector
 from steepest.testing.transform import TRANSFORM_CHECKS, check_transform
 
 __all__ = [
+    "ADAPTER_CHECKS",
     "BASIS_CHECKS",
     "MANIFOLD_CHECKS",
     "NORM_CHECKS",
@@ -25,7 +36,9 @@ __all__ = [
     "PRECONDITIONER_CHECKS",
     "PROJECTOR_CHECKS",
     "TRANSFORM_CHECKS",
+    "adapters",
     "bases",
+    "check_adapter",
     "check_basis",
     "check_manifold",
     "check_norm",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steepest.bases import Basis
 from steepest.curvature import PRECONDITIONERS, LayerPreconditioner
@@ -13,6 +13,9 @@ from steepest.norms import Norm
 from steepest.optim import OPTIMIZERS, Optimizer
 from steepest.projectors import Projector
 from steepest.transforms import Transform
+
+if TYPE_CHECKING:
+    from steepest.adapters import Adapter
 
 
 def _walk(package: str) -> None:
@@ -56,6 +59,14 @@ def preconditioners() -> list[tuple[type[LayerPreconditioner], dict[str, Any]]]:
     """Every preconditioner of layers with the options of each of its examples."""
     _walk("curvature")
     return [(family, options) for _, family in sorted(PRECONDITIONERS.items()) for options in family.examples()]
+
+
+def adapters() -> list[Adapter]:
+    """Every example of every adapter; this imports PEFT, if it is installed."""
+    _walk("adapters")
+    from steepest.adapters import Adapter
+
+    return [example for _, family in sorted(Adapter.known.items()) for example in family.examples()]
 
 
 def optimizers() -> dict[str, type[Optimizer]]:

@@ -1,0 +1,430 @@
+"""Adapters inside PEFT: for each one a config, a layer and a tuner, registered under a type of their own.
+
+PEFT knows its methods by three dictionaries. A string with the two attributes that PEFT asks of its types goes into
+them as well as a member of PEFT's enumeration does, and nothing of PEFT is changed. Wherever an adapter is loaded,
+`import steepest.adapters` has to come first: a file of weights cannot tell PEFT where the code is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+import zlib
+from typing import Any, ClassVar
+
+import torch
+from peft import mapping
+from peft.config import PeftConfig
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+from peft.utils.integrations import dequantize_module_weight
+from peft.utils.peft_types import PeftType
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from transformers.pytorch_utils import Conv1D
+
+from steepest.adapters.base import Adapter, Source
+from steepest.adapters.bases import matches, probe, recover
+from steepest.adapters.calibrate import GRADIENT
+from steepest.manifolds.tensors import as_tuple
+from steepest.optim.constrain import Constraint, constraints
+
+
+class ExternalPeftType(str):
+    """A type for PEFT's dictionaries: equal to the string in `adapter_config.json`."""
+
+    value = property(str.__str__)
+    name = property(str.__str__)
+
+
+@dataclasses.dataclass
+class AdapterConfig(PeftConfig):
+    """What the configs of all adapters share.
+
+    Args:
+        target_modules: names of the layers to adapt, a pattern, or "all-linear"; of None PEFT has no defaults here.
+        exclude_modules: names of layers to leave alone, or a pattern.
+        modules_to_save: names of modules that are trained and saved as they are, such as a new head.
+        layers_to_transform: numbers of the model's blocks to adapt; all by default.
+        layers_pattern: the name of the list of blocks, where PEFT does not know it.
+        init_weights: start at the identity; False starts next to it, at random, which is of use in tests alone.
+        save_bases: save frozen bases with the adapter. By default they are computed anew from the base weights when it
+            is loaded, and a stored probe says whether they are the same, or turns them until they are.
+        seed: of what is drawn at the start.
+        calibrated: set by `steepest.adapters.calibrate`.
+    """
+
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    modules_to_save: list[str] | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    init_weights: bool = True
+    save_bases: bool = False
+    seed: int = 0
+    calibrated: bool = False
+
+    family: ClassVar[type[Adapter]]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = _type_of(self.family)
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(given := getattr(self, name), list):
+                setattr(self, name, set(given))
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError("layers_pattern: is of use with layers_to_transform only; give both or none")
+        self.method()
+
+    def method(self) -> Adapter:
+        """The parametrisation with these options; raises what is wrong with them."""
+        return self.family(**{f.name: getattr(self, f.name) for f in dataclasses.fields(self.family)})  # type: ignore[arg-type]
+
+
+class AdapterLayer(nn.Module, BaseTunerLayer):
+    """A linear layer with adapters of one family, several by their names."""
+
+    family: ClassVar[type[Adapter]]
+    prefix: ClassVar[str]
+    adapter_layer_names: tuple[str, ...]
+    other_param_names: tuple[str, ...]
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: AdapterConfig, key: str) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        self._active_adapter = adapter_name
+        base = self.get_base_layer()
+        self.fan_in_fan_out = isinstance(base, Conv1D)
+        self.in_features, self.out_features = _sizes(base)
+        setattr(self, self.prefix + "methods", {})
+        for name in self.family.trained:
+            setattr(self, self.prefix + name, nn.ParameterDict())
+        for name in (*self.family.frozen, "probe"):
+            setattr(self, self.prefix + name, _Buffers())
+        self.register_load_state_dict_post_hook(_check_bases)
+        self.update_layer(adapter_name, config, key)
+
+    def update_layer(self, adapter_name: str, config: AdapterConfig, key: str) -> None:
+        """Add the adapter `adapter_name` to this layer, whose name in the model is `key`."""
+        method = config.method()
+        source = self._source(method, config, key)
+        bases = method.bases(source)
+        trained = method.start(source, bases)
+        if not config.init_weights:
+            trained = _shaken(method, trained, source)
+        weight = source.weight
+        stored = _stored_dtype(self._base_weight())
+        self.methods[adapter_name] = method
+        for name, value in trained.items():
+            self.tensors_of(name)[adapter_name] = nn.Parameter(value.to(stored))
+        self._declare(adapter_name, method)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        saved = config.save_bases or method.wants_gradient()
+        for name, value in bases.items():
+            kept = value.to(weight.device, stored) if value.is_floating_point() else value.to(weight.device)
+            self.tensors_of(name).put(adapter_name, kept.contiguous(), persistent=saved)
+        if method.basis in bases and not saved:
+            self.tensors_of("probe").put(adapter_name, probe(bases[method.basis]).to(weight.device), persistent=True)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    @property
+    def methods(self) -> dict[str, Adapter]:
+        """The parametrisation of each adapter."""
+        return getattr(self, self.prefix + "methods")
+
+    def tensors_of(self, name: str) -> Any:
+        """All adapters' tensors of one name."""
+        return getattr(self, self.prefix + name)
+
+    def tensors(self, adapter_name: str) -> dict[str, Tensor]:
+        """The adapter's tensors, trained and frozen, in the dtype of the trained ones."""
+        tables = {n: self.tensors_of(n) for n in (*self.family.trained, *self.family.frozen)}
+        found = {n: table[adapter_name] for n, table in tables.items() if adapter_name in table}
+        dtype = next(found[n].dtype for n in self.family.trained if n in found)
+        return {n: t.to(dtype) if t.is_floating_point() else t for n, t in found.items()}
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer's output, from its input."""
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        if self.disable_adapters or self.merged:
+            return self.base_layer(x, *args, **kwargs)
+        dtype, added = x.dtype, None
+        for name in reversed(self.active_adapters):  # merged one after the other, the last acts on the input first
+            if name not in self.methods:
+                continue
+            t = self.tensors(name)
+            x = self.methods[name].turn(t, self._cast_input_dtype(x, _dtype(t)))
+            addition = self.methods[name].add(t, self._cast_input_dtype(x, _dtype(t)))
+            added = addition if added is None or addition is None else added + addition
+        y = self.base_layer(x.to(dtype), *args, **kwargs)
+        return y if added is None else (y + added).to(y.dtype)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Write adapters into the base weight. With `safe_merge` a result that is not finite is refused."""
+        for name in check_adapters_to_merge(self, adapter_names):
+            if name not in self.methods:
+                continue
+            weight = self._merged(name, _out_in(self._base_weight(), self.fan_in_fan_out))
+            if safe_merge and not weight.isfinite().all():
+                raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
+            self._write(weight)
+            self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        """Take all merged adapters out of the base weight again."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        while self.merged_adapters:
+            name = self.merged_adapters.pop()
+            if name in self.methods:
+                t, weight = self._wide(name, _out_in(self._base_weight(), self.fan_in_fan_out))
+                self._write(self.methods[name].unmerge(t, weight))
+
+    @torch.no_grad()
+    def get_delta_weight(self, adapter: str, *_: Any) -> Tensor:
+        """W' - W of one adapter, in the layout of the base layer's weight, whose own value PEFT may pass as well."""
+        weight = _out_in(self._base_weight(), self.fan_in_fan_out)
+        return _out_in(self._merged(adapter, weight) - weight, self.fan_in_fan_out)
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Whether `peft.convert_to_lora` can take the change of the weight."""
+        return self.family.mergeable
+
+    def penalty(self) -> Tensor | None:
+        """What the active adapters add to the loss for this layer."""
+        terms = [self.methods[n].penalty(self.tensors(n)) for n in self.active_adapters if n in self.methods]
+        found = [term for term in terms if term is not None]
+        return torch.stack(found).sum() if found else None
+
+    def __repr__(self) -> str:
+        return f"{self.prefix.removesuffix('_')}.{super().__repr__()}"
+
+    def _source(self, method: Adapter, config: AdapterConfig, key: str) -> Source:
+        """What a new adapter starts from. The gradient of `calibrate` is taken, and not kept."""
+        base = self.get_base_layer()
+        weight = _out_in(_whole(self._base_weight()), self.fan_in_fan_out).detach().double()
+        gradient = base.__dict__.pop(GRADIENT, None) if method.wants_gradient() else None
+        if gradient is not None:
+            gradient = _out_in(gradient, self.fan_in_fan_out).double()
+        elif method.wants_gradient():
+            if not config.calibrated:
+                raise ValueError(
+                    f"{key}: {method} starts from gradients; call steepest.adapters.calibrate(model, config, step) "
+                    "before get_peft_model or add_adapter"
+                )
+            gradient = torch.zeros_like(weight)  # what was made of the true one is saved, and about to be loaded
+        return Source(weight, gradient, seed=_seed(config.seed, key))
+
+    def _declare(self, adapter_name: str, method: Adapter) -> None:
+        """Say which of the trained tensors are points of a manifold."""
+        for names, manifold in method.points().items():
+            full = tuple(f"{self.prefix}{name}.{adapter_name}" for name in names)
+            constraints(self, create=True)[full] = Constraint(manifold, (None,) * len(full), {})
+
+    def _base_weight(self) -> Tensor:
+        """The base layer's weight as it is stored, or what a quantised one stands for."""
+        base: Any = self.get_base_layer()
+        weight = base.weight
+        return weight if weight.is_floating_point() else dequantize_module_weight(base)
+
+    def _wide(self, adapter_name: str, weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The adapter's tensors and a weight in the wider of their dtypes, and in float32 at least."""
+        t = self.tensors(adapter_name)
+        dtype = torch.promote_types(torch.promote_types(_dtype(t), weight.dtype), torch.float32)
+        t = {n: v.detach().to(weight.device, dtype if v.is_floating_point() else v.dtype) for n, v in t.items()}
+        return t, weight.detach().to(dtype)
+
+    def _merged(self, adapter_name: str, weight: Tensor) -> Tensor:
+        if not self.family.mergeable:
+            raise ValueError(
+                f"{self.family.__name__} is not linear in the layer's input, so that no weight does what it does; "
+                "keep the adapter beside the model instead of merging it"
+            )
+        return self.methods[adapter_name].merge(*self._wide(adapter_name, weight))
+
+    @torch.no_grad()
+    def _write(self, weight: Tensor) -> None:
+        """Make `weight (out, in)` the base layer's weight, also where it is the output of a parametrisation."""
+        base: Any = self.get_base_layer()
+        value = _out_in(weight, self.fan_in_fan_out)
+        if not base.weight.is_floating_point():
+            raise ValueError(
+                f"merge: the weight of {type(base).__name__} is quantised ({base.weight.dtype}), and would be rounded "
+                "anew; load the base model unquantised to merge, or keep the adapter beside it"
+            )
+        if not parametrize.is_parametrized(base, "weight"):
+            base.weight.data = value.to(base.weight.dtype)
+            return
+        before = base.weight.detach().clone()
+        refused = "it has no right_inverse"
+        try:
+            base.weight = value.to(before.dtype)
+            refused = "it changes what it is given"
+        except (RuntimeError, NotImplementedError, ValueError) as error:
+            refused = str(error)
+        if not torch.allclose(base.weight, value.to(before.dtype), rtol=1e-3, atol=1e-5):
+            base.weight = before
+            raise ValueError(
+                f"merge: the weight of {type(base).__name__} is made by a parametrisation that cannot give the merged "
+                f"one ({refused}). Call torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') first."
+            )
+
+
+class AdapterTuner(BaseTuner):
+    """Puts the layers of one family into a model."""
+
+    tuner_layer_cls: Any
+    target_module_mapping: Any = {}  # noqa: RUF012  (PEFT's name)
+
+    def _create_and_replace(
+        self,
+        peft_config: AdapterConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        *,
+        parameter_name: str | None = None,
+    ) -> None:
+        if isinstance(target, self.tuner_layer_cls):
+            target.update_layer(adapter_name, peft_config, current_key)
+            return
+        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        if _sizes(base) is None:
+            raise ValueError(
+                f"target_modules: {current_key} is a {type(base).__name__}, but {peft_config.peft_type} adapts linear "
+                "layers only"
+            )
+        layer = self.tuner_layer_cls(target, adapter_name, peft_config, current_key)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+
+
+class _Buffers(BufferDict):
+    """Buffers by the names of adapters, each of which says whether it is saved."""
+
+    def put(self, key: str, value: Tensor, *, persistent: bool) -> None:
+        if key in self:
+            del self[key]
+        self.register_buffer(key, value, persistent=persistent)
+
+    def __setitem__(self, key: str, value: Tensor) -> None:
+        self.register_buffer(key, value, persistent=key not in self._non_persistent_buffers_set)
+
+
+def register(family: type[Adapter]) -> type[AdapterConfig]:
+    """Make the config, the layer and the tuner of a family, and enter them into PEFT; the config is what users take.
+
+    >>> from steepest.adapters import LOFTConfig
+    >>> LOFTConfig(r=4, target_modules=["query"]).method().r
+    4
+    """
+    name, prefix, key = family.__name__, f"steepest_{family.__name__.lower()}_", _type_of(family)
+    made = globals().get(f"{name}Config")
+    if made is not None and made.family is family:
+        return made
+    fields = [(f.name, f.type, dataclasses.field(default=f.default)) for f in dataclasses.fields(family)]  # type: ignore[arg-type]
+    named = {"__module__": __name__, "family": family, "__doc__": _config_doc(family)}
+    config = dataclasses.make_dataclass(f"{name}Config", fields, bases=(AdapterConfig,), namespace=named)
+    layer = type(
+        f"{name}Linear",
+        (AdapterLayer,),
+        {
+            "__module__": __name__,
+            "__doc__": f"A linear layer adapted by `{name}`.",
+            "family": family,
+            "prefix": prefix,
+            "adapter_layer_names": tuple(prefix + n for n in family.trained),
+            "other_param_names": tuple(prefix + n for n in ("methods", *family.frozen, "probe")),
+        },
+    )
+    described = f"A model whose linear layers are adapted by `{name}`."
+    members = {"__module__": __name__, "__doc__": described, "prefix": prefix, "tuner_layer_cls": layer}
+    tuner = type(f"{name}Model", (AdapterTuner,), members)
+    for made in (config, layer, tuner):
+        globals()[made.__name__] = made  # where pickle looks for them
+    mapping.PEFT_TYPE_TO_PREFIX_MAPPING[key] = prefix
+    mapping.PEFT_TYPE_TO_CONFIG_MAPPING[key] = config
+    mapping.PEFT_TYPE_TO_TUNER_MAPPING[key] = tuner
+    return config
+
+
+def _type_of(family: type[Adapter]) -> Any:
+    """The family's type: a member of PEFT's enumeration where PEFT has come to know the name."""
+    name = f"STEEPEST_{family.__name__.upper()}"
+    return PeftType(name) if name in PeftType._value2member_map_ else ExternalPeftType(name)
+
+
+def _config_doc(family: type[Adapter]) -> str:
+    return f"Config of `steepest.adapters.{family.__name__}`: its options, and those of `AdapterConfig`.\n\n" + (
+        family.__doc__ or ""
+    )
+
+
+def _check_bases(layer: AdapterLayer, _: Any) -> None:
+    """After weights were loaded: are the frozen bases those that the adapter was trained with? If not, find these."""
+    for adapter_name, stored in layer.tensors_of("probe").items():
+        method = layer.methods[adapter_name]
+        name = method.basis or ""
+        basis = layer.tensors_of(name)[adapter_name]
+        if stored.is_meta or basis.is_meta or layer.merged or matches(basis, stored):
+            continue
+        source = Source(_out_in(_whole(layer._base_weight()), layer.fan_in_fan_out).detach().double())
+        found = recover(basis, stored)
+        if found is None:  # the base weights may have been loaded as well, after the adapter was made
+            found = recover(method.bases(source)[name], stored)
+        if found is None:
+            raise ValueError(
+                f"{type(layer).__name__} {tuple(source.weight.shape)}: the basis that the adapter {adapter_name!r} was "
+                "trained with is not that of this base weight. Load the base model that it was trained on, in the same "
+                "dtype; or train with save_bases=True, which keeps the bases in the adapter's file."
+            )
+        for other, value in method.bases(source, found).items():
+            layer.tensors_of(other)[adapter_name] = value.to(basis.device, basis.dtype)
+
+
+def _shaken(method: Adapter, trained: dict[str, Tensor], source: Source) -> dict[str, Tensor]:
+    """A start that is not the identity: random numbers added, and points brought back to their manifolds."""
+    shaken = {n: t + 0.1 * source.normal(*t.shape, purpose=f"shake {n}") for n, t in trained.items()}
+    for names, manifold in method.points().items():
+        x = tuple(shaken[n] for n in names)
+        x = manifold.project(x if manifold.arity > 1 else x[0])
+        shaken.update(zip(names, as_tuple(x), strict=True))
+    return shaken
+
+
+def _sizes(base: nn.Module) -> Any:
+    """Number of inputs and outputs of a linear layer, quantised or not; None for other layers."""
+    if isinstance(base, Conv1D):
+        return tuple(base.weight.shape)
+    named = hasattr(base, "in_features") and hasattr(base, "out_features") and hasattr(base, "weight")
+    return (base.in_features, base.out_features) if named else None
+
+
+def _out_in(weight: Tensor, transposed: bool) -> Tensor:
+    return weight.mT if transposed else weight
+
+
+def _whole(t: Tensor) -> Tensor:
+    """A sharded tensor gathered; others as they are."""
+    return t.full_tensor() if hasattr(t, "full_tensor") else t
+
+
+def _stored_dtype(weight: Tensor) -> torch.dtype:
+    """Adapters are kept in float32 at least: half precision would take their orthogonality."""
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
+def _dtype(t: dict[str, Tensor]) -> torch.dtype:
+    return next(v.dtype for v in t.values() if v.is_floating_point())
+
+
+def _seed(seed: int, key: str) -> int:
+    """Another seed for each layer."""
+    return zlib.crc32(f"{seed} {key}".encode())
