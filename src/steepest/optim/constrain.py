@@ -101,7 +101,7 @@ def constrain(
     constraint = Constraint(manifold, patterns, dict(sizes))
     label = f"{type(module).__name__}.{', '.join(names)}"
     if not any(t.is_meta for t in tensors):
-        _move_there(constraint, tensors, label, project)
+        move_there(constraint, tensors, label, project)
     _forget(module, tensors)
     constraints(module, create=True)[names] = constraint
     return module
@@ -171,7 +171,8 @@ def _parameter(module: nn.Module, name: str) -> nn.Parameter:
 
 
 @torch.no_grad()
-def _move_there(constraint: Constraint, tensors: Sequence[Tensor], label: str, project: bool) -> None:
+def move_there(constraint: Constraint, tensors: Sequence[Tensor], label: str, project: bool) -> None:
+    """Move tensors onto the manifold, where they are not there up to rounding; refused without `project`."""
     manifold, x = constraint.manifold, constraint.point(tensors)
     if fault := manifold.shape_error(x):
         raise ValueError(f"{label}: {fault}")

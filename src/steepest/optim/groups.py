@@ -14,6 +14,7 @@ from steepest.optim.constrain import Constraint, constraints, contradiction, mem
 from steepest.optim.layers import axes, is_matrix
 from steepest.optim.listing import ROLES
 from steepest.optim.lora import lora_pairs
+from steepest.optim.peft_layers import peft_points, settle
 
 
 class Entry(NamedTuple):
@@ -30,19 +31,24 @@ def param_groups(
     model: nn.Module,
     *,
     lora: Manifold | None = FixedRank(turn=0.03),  # noqa: B008  (a frozen value)
+    adapters: bool = True,
     other: Iterable[str] = (),
 ) -> list[dict[str, Any]]:
     """Parameter groups of everything in `model` that requires a gradient, for any optimiser of this library.
 
-    In this order: parameters that `constrain` put on a manifold, and pairs of LoRA factors, as one point W = B A each
-    (role "point"); weights of linear and convolution layers ("matrix"); what Muon and its kind leave to AdamW:
-    embeddings ("embedding"), output heads ("head"), norms, biases and all else ("other"). A head is a weight that is
-    tied to an embedding, is the model's output embedding (`get_output_embeddings()` of transformers), or has the shape
-    of the model's largest embedding. Biases, gains and other vectors, class tokens among them, get weight decay 0.
+    In this order: parameters that `constrain` put on a manifold, pairs of LoRA factors, as one point W = B A each, and
+    what other adapters of PEFT's have on manifolds (role "point"); weights of linear and convolution layers ("matrix");
+    what Muon and its kind leave to AdamW: embeddings ("embedding"), output heads ("head"), norms, biases and all else
+    ("other"). A head is a weight that is tied to an embedding, is the model's output embedding
+    (`get_output_embeddings()` of transformers), or has the shape of the model's largest embedding. Biases, gains and
+    other vectors, class tokens among them, get weight decay 0.
 
     Args:
         model: any module; PEFT's LoRA layers are recognised by their `lora_A` and `lora_B`.
         lora: the manifold of a pair of LoRA factors; None leaves them as two matrices.
+        adapters: put what PEFT's other adapters normalise on its manifold: HRA's and DeLoRA's vectors on spheres,
+            AdaLoRA's singular vectors and PaRa's basis on those of orthonormal columns. They are moved there now, as by
+            `constrain`, which leaves the model as it is up to rounding; `steepest.optim.peft_layers` says more.
         other: names or patterns (`"*.gate.weight"`) that get the role "other", whatever they look like; a parameter
             that `constrain` put on a manifold stays there.
 
@@ -57,7 +63,7 @@ def param_groups(
     patterns = (other,) if isinstance(other, str) else tuple(other)
     model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     sorted_: dict[Any, dict[str, Any]] = {}
-    for entry in _entries(model, lora, patterns):
+    for entry in _entries(model, lora, adapters, patterns):
         group = _as_group(entry)
         key = ROLES.index(entry.role), repr({k: v for k, v in group.items() if k[:5] != "param"})
         found = sorted_.setdefault(key, group)
@@ -77,7 +83,7 @@ def _as_group(entry: Entry) -> dict[str, Any]:
     return group if entry.decays else group | {"weight_decay": 0.0}
 
 
-def _entries(model: nn.Module, lora: Manifold | None, other: tuple[str, ...]) -> Iterator[Entry]:
+def _entries(model: nn.Module, lora: Manifold | None, adapters: bool, other: tuple[str, ...]) -> Iterator[Entry]:
     """Every trainable parameter once; a tied one under its first name, as a matrix only if no user of it is a table."""
     done: set[int] = set()
     tables = _tables(model)
@@ -101,6 +107,12 @@ def _entries(model: nn.Module, lora: Manifold | None, other: tuple[str, ...]) ->
             pair, tensors = tuple(clean(f"{prefix}.{n}") for n in names), members(module, names)
             if not any(map(listed, pair)) and fresh(tensors):
                 yield Entry(pair, tensors, "point", constraint)
+    for prefix, module in model.named_modules() if adapters else ():
+        for names, constraint in peft_points(module):
+            point, tensors = tuple(clean(f"{prefix}.{n}") for n in names), members(module, names)
+            if not any(map(listed, point)) and fresh(tensors):
+                settle(constraint, point, tensors)
+                yield Entry(point, tensors, "point", constraint)
     for prefix, module in model.named_modules():
         for name, p in module.named_parameters(prefix, recurse=False):
             if not fresh((p,)):
