@@ -9,9 +9,13 @@ import pytest
 import torch
 
 import steepest
-from steepest import bases, curvature, linalg, manifolds, norms, optim, projectors, testing, transforms
+from steepest import adapters, bases, curvature, linalg, manifolds, norms, optim, projectors, testing, transforms
 
-PUBLIC = [getattr(m, n) for m in (steepest, bases, manifolds, norms, optim, projectors, curvature) for n in m.__all__]
+PUBLIC = [
+    getattr(m, n)
+    for m in (steepest, bases, manifolds, norms, optim, projectors, curvature, adapters)
+    for n in m.__all__
+]
 CLASSES = sorted({c for c in PUBLIC if inspect.isclass(c)}, key=lambda c: c.__name__)
 ABSTRACT = {
     "Manifold",
@@ -21,6 +25,8 @@ ABSTRACT = {
     "Rescale",
     "Structure",
     "Basis",
+    "Adapter",
+    "AdapterConfig",
     "Moment",
     "Optimizer",
     "RoleOptimizer",
@@ -31,7 +37,7 @@ ABSTRACT = {
 }
 MODULES = [
     name
-    for package in (linalg, bases, manifolds, norms, projectors, transforms, optim, curvature, testing)
+    for package in (linalg, bases, manifolds, norms, projectors, transforms, optim, curvature, adapters, testing)
     for name in [package.__name__, *(m.name for m in pkgutil.walk_packages(package.__path__, package.__name__ + "."))]
 ]
 

@@ -17,7 +17,7 @@ def penalty(model: nn.Module) -> Tensor | float:
     >>> from steepest.adapters import HRAConfig, penalty
     >>> config = HRAConfig(r=2, regularizer=0.5, target_modules=["0"])
     >>> model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(8, 8)), config)
-    >>> round(float(penalty(model)), 3)  # two equal vectors: 0.5 sqrt(2)
+    >>> round(penalty(model).item(), 3)  # two equal vectors: 0.5 sqrt(2)
     0.707
     """
     layers: list[Any] = [m for m in model.modules() if hasattr(m, "get_base_layer") and hasattr(m, "penalty")]
