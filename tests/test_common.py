@@ -9,6 +9,8 @@ from steepest.testing.manifold import Case, dtypes
 
 SHOOTING = {"check_exp", "check_geodesic", "check_log", "check_dist", "check_hessian", "check_transport"}
 """Checks that integrate and shoot along geodesics where no formula is known."""
+FAR = {"SpectralSphere", "SymplecticStiefel"}, {"MeanKernel"}
+"""Manifolds and metrics whose geodesics take many steps: tens of seconds, so they are shot in the long run only."""
 
 
 def _cases():
@@ -16,13 +18,14 @@ def _cases():
     seen = set()
     for m, shape in testing.manifolds():
         for dtype in dtypes(m):
-            again = (type(m), getattr(m, "metric", None)) in seen
+            metric = getattr(m, "metric", None)
+            again = (type(m), metric) in seen or type(m).__name__ in FAR[0] or type(metric).__name__ in FAR[1]
             for check in testing.MANIFOLD_CHECKS:
                 shoots = check.__name__ in SHOOTING and not {"exp", "log"} <= m.closed
                 marks = [pytest.mark.slow] if again and shoots else []
                 kind = "complex" if dtype.is_complex else "real"
                 yield pytest.param(m, shape, dtype, check, marks=marks, id=f"{m}-{shape}-{kind}-{check.__name__}")
-            seen.add((type(m), getattr(m, "metric", None)))
+            seen.add((type(m), metric))
 
 
 @pytest.mark.parametrize(("manifold", "shape", "dtype", "check"), list(_cases()))

@@ -14,11 +14,13 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
+from steepest.adapters.asymmetric import asymmetric_
 from steepest.adapters.base import Adapter, Source
 from steepest.adapters.calibrate import calibrate
 from steepest.adapters.hra import HRA
 from steepest.adapters.loft import LOFT
 from steepest.adapters.moelora import MoELoRA
+from steepest.adapters.osf import keep_protected
 from steepest.adapters.penalty import penalty
 from steepest.adapters.qgoft import QGOFT
 from steepest.adapters.riemannlora import RiemannLoRA
@@ -45,7 +47,9 @@ __all__ = [
     "RiemannLoRA",
     "Source",
     "SpectralAdapter",
+    "asymmetric_",
     "calibrate",
+    "keep_protected",
     "penalty",
     "register",
 ]

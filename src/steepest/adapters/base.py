@@ -17,6 +17,8 @@ from steepest.spec import Spec
 
 Tensors = Mapping[str, Tensor]
 """The tensors of one adapter in one layer, trained and frozen, by their names."""
+GRADIENT = "_steepest_gradient"
+"""Attribute of a layer that holds the gradient of its weight, until an adapter takes it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,12 +122,16 @@ class Adapter(Spec, abc.ABC):
     def unmerge(self, t: Tensors, weight: Tensor) -> Tensor:
         """W from W' `(out, in)`."""
         if type(self).turn is not Adapter.turn:
-            weight = self.turn(t, weight) if self.orthogonal() else self._solve(t, weight)
+            weight = self._turned_back(t, weight)
         d = self.shift(t)
         return weight if d is None else weight - d
 
-    def _solve(self, t: Tensors, weight: Tensor) -> Tensor:
-        """W' M^-1."""
+    def _turned_back(self, t: Tensors, weight: Tensor) -> Tensor:
+        """W' M^-1: by the transpose of M, unless that is no inverse, as after steps that have left the manifold."""
+        turned = self.turn(t, weight)
+        error = torch.linalg.vector_norm(self.turn_back(t, turned) - weight)
+        if self.orthogonal() and error <= 1e-5 * torch.linalg.vector_norm(weight):  # rounding of float32
+            return turned
         identity = torch.eye(weight.shape[-1], dtype=weight.dtype, device=weight.device)
         return torch.linalg.solve(self.turn_back(t, identity), weight, left=False)
 

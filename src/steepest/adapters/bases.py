@@ -10,11 +10,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from steepest.linalg.precision import double
+
+ROUNDING = 1e-6
+"""Singular values below this, beside the largest, are taken for zero: eigenvectors of W^T W in float64 are off by its
+rounding over their square."""
 FULL_PROBE = 256
 """Up to this many columns a probe pins down any rotation of the basis; beyond, their signs alone."""
-SAME, FOUND = 1e-3, 2e-2
+SAME, FOUND, NEARER = 1e-3, 2e-2, 0.3
 """Largest relative distance of a probe at which a basis counts as the same, and at which it counts as found again: a
-probe that was saved in bfloat16 is off by 4e-3."""
+probe that was saved in bfloat16 is off by 2e-3. How much nearer than other signs a rotation has to come."""
 
 
 def fix_signs(v: Tensor) -> Tensor:
@@ -29,18 +34,24 @@ def principal(weight: Tensor, rank: int) -> Tensor:
     By the eigenvectors of the smaller of W W^T and W^T W: about a third of the time of an SVD, and as accurate for
     leading vectors, as the square of the condition number matters to the last ones alone.
     """
-    w = weight.double()
+    w = double(weight)
+    if rank > min(w.shape):
+        raise ValueError(f"rank: got {rank}, but a weight {tuple(w.shape)} has {min(w.shape)} singular values only")
     if w.shape[0] >= w.shape[1]:
         return fix_signs(torch.linalg.eigh(w.mT @ w)[1][:, -rank:].flip(-1))
     left = torch.linalg.eigh(w @ w.mT)[1][:, -rank:].flip(-1)
-    v = w.mT @ left  # columns of length s_i, orthogonal to each other
-    return fix_signs(torch.linalg.qr(v)[0] if _short(v) else v / torch.linalg.vector_norm(v, dim=-2))
+    return fix_signs(torch.linalg.qr(w.mT @ left)[0])  # columns of length s_i, orthogonal to each other up to rounding
 
 
-def _short(v: Tensor) -> bool:
-    """Whether some columns are so short that rounding has taken them."""
-    lengths = torch.linalg.vector_norm(v, dim=-2)
-    return bool(lengths.min() <= 1e-6 * lengths.max())
+def check_values(name: str, value: int, s: Tensor, instead: str = "") -> None:
+    """Raise a ValueError where some of a weight's singular values `s`, taken up to number `value`, are zero up to
+    rounding: each computer would find other vectors for them, so that nobody could load what was trained in these."""
+    kept = int((s > ROUNDING * s.max()).sum())
+    if kept < len(s):
+        raise ValueError(
+            f"{name}: got {value}, but the weight of a layer has only {value - len(s) + kept} singular values that are "
+            f"not zero; take as many, or fewer, or leave the layer out{instead}"
+        )
 
 
 def probe(v: Tensor) -> Tensor:
@@ -54,23 +65,31 @@ def probe(v: Tensor) -> Tensor:
 
 def matches(v: Tensor, stored: Tensor, tolerance: float = SAME) -> bool:
     """Whether v is the basis that the probe is of."""
-    here = probe(v.double())
-    return bool(torch.linalg.vector_norm(here - stored) <= tolerance * torch.linalg.vector_norm(stored))
+    return bool(_distance(v, stored) <= tolerance)
 
 
 def recover(v: Tensor, stored: Tensor) -> Tensor | None:
-    """The basis with the span of v `(n, r)` that the probe is of; None where there is none."""
-    v, stored = v.double(), stored.to(v.device, torch.float64)
+    """The basis with the span of v `(n, r)` that the probe is of; None where there is none.
+
+    Other signs alone are tried first: a rotation fits the rounding of a stored probe as well, and is believed only
+    where it comes much nearer.
+    """
+    v, stored = double(v), double(stored.to(v.device))
     here = probe(v)
-    if here.shape != stored.shape:
+    if here.shape != stored.shape or not stored.isfinite().all():
         return None
-    if here.shape[0] < here.shape[1]:
-        found = v * torch.where((here * stored).sum(0) < 0, -1, 1)
-    else:
-        rotation = torch.linalg.lstsq(here, stored).solution
-        u, _, vh = torch.linalg.svd(rotation)  # nothing but a rotation can turn one basis into another
-        found = v @ (u @ vh)
+    found = v * torch.where((here * stored).sum(0) < 0, -1, 1)
+    if here.shape[0] >= here.shape[1]:
+        u, _, vh = torch.linalg.svd(torch.linalg.lstsq(here, stored).solution)
+        turned = v @ (u @ vh)  # nothing but a rotation can turn one basis into another
+        if _distance(turned, stored) < NEARER * _distance(found, stored):
+            found = turned
     return found if matches(found, stored, FOUND) else None
+
+
+def _distance(v: Tensor, stored: Tensor) -> Tensor:
+    """How far the probe of v is from the stored one, relative to that."""
+    return torch.linalg.vector_norm(probe(double(v)) - stored) / torch.linalg.vector_norm(stored)
 
 
 def _signs(n: int, k: int, like: Tensor) -> Tensor:

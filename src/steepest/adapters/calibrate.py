@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from steepest.adapters.base import GRADIENT
+
 if TYPE_CHECKING:
     from steepest.adapters.plug import AdapterConfig
-
-GRADIENT = "_steepest_gradient"
-"""Attribute of a layer that holds the gradient of its weight, until an adapter takes it."""
 
 
 def calibrate(model: nn.Module, config: AdapterConfig, step: Callable[[], Any]) -> AdapterConfig:
@@ -26,7 +26,8 @@ def calibrate(model: nn.Module, config: AdapterConfig, step: Callable[[], Any]) 
         model: the model without the adapter, or with others.
         config: of an adapter that starts from gradients, as `LOFTConfig(support="gradient")`; its field `calibrated` is
             set, and so says in the saved adapter that its bases come from gradients and are saved.
-        step: runs forward and backward passes on batches of the task, and nothing else: gradients add up.
+        step: runs forward and backward passes on batches of the task, and nothing else: gradients add up. What
+            parameters had as `.grad` and `requires_grad` they have again afterwards, whatever happens in it.
 
     Returns:
         The config.
@@ -38,50 +39,76 @@ def calibrate(model: nn.Module, config: AdapterConfig, step: Callable[[], Any]) 
     >>> config = calibrate(model, config, lambda: (model(x) - x).square().mean().backward())
     >>> model = get_peft_model(model, config)
     """
-    if not config.method().wants_gradient():
-        raise ValueError(
-            f"config: {config.method()} does not start from gradients, so that nothing is to be calibrated"
-        )
-    weights = _targets(model, config)
-    before = {name: (p.requires_grad, p.grad) for name, p in model.named_parameters()}
+    method = getattr(config, "method", None)  # PEFT's own configs have none
+    if method is None or not method().wants_gradient():
+        made = type(config).__name__ if method is None else method()
+        raise ValueError(f"config: {made} does not start from gradients, so that nothing is to be calibrated")
+    layers = _targets(model, config)
+    before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    wanted = {id(weight) for _, _, weight in layers}
     try:
-        for p in model.parameters():
-            p.requires_grad_(any(p is w for _, w in weights))
+        for p, _, _ in before:
+            p.requires_grad_(id(p) in wanted)
             p.grad = None
         with torch.enable_grad():
             step()
-        found = [(layer, w, w.grad) for layer, w in weights]
+        found = [(name, layer, weight.grad) for name, layer, weight in layers]
     finally:
-        for name, p in model.named_parameters():
-            p.requires_grad_(before[name][0])
-            p.grad = before[name][1]
-    _check(found)
-    for layer, _, gradient in found:
-        setattr(layer, GRADIENT, gradient)
+        for p, required, grad in before:
+            p.requires_grad_(required)
+            p.grad = grad
+    for name, _, grad in found:
+        _check(name, grad)
+    for _, layer, grad in found:
+        setattr(layer, GRADIENT, grad)
     config.calibrated = True
     return config
 
 
-def _targets(model: nn.Module, config: AdapterConfig) -> list[tuple[nn.Module, nn.Parameter]]:
-    """The layers that the config names, and their weights."""
-    from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+def _targets(model: nn.Module, config: AdapterConfig) -> list[tuple[str, nn.Module, nn.Parameter]]:
+    """The layers that the config names, as PEFT understands it, with their names and weights."""
+    from peft.tuners.tuners_utils import (
+        BaseTunerLayer,
+        _maybe_include_all_linear_layers,  # what "all-linear" is only this knows
+        check_target_module_exists,
+    )
 
     whole: Any = model
     inner = whole.get_base_model() if hasattr(model, "get_base_model") else whole
-    named: list[Any] = [m for key, m in inner.named_modules() if check_target_module_exists(config, key)]
-    layers: list[Any] = [module.get_base_layer() if isinstance(module, BaseTunerLayer) else module for module in named]
-    found = [(layer, layer.weight) for layer in layers if isinstance(getattr(layer, "weight", None), nn.Parameter)]
+    modules = dict(inner.named_modules())
+    parts = tuple(f"{name}." for name, module in modules.items() if isinstance(module, BaseTunerLayer))
+    if config.target_modules is not None:
+        wanted = _maybe_include_all_linear_layers(copy.copy(config), inner)
+        modules = {n: m for n, m in modules.items() if check_target_module_exists(wanted, n)}
+    layers = {n: _base(m) for n, m in modules.items() if config.target_modules and not n.startswith(parts)}
+    found = [(n, m, _weight(n, m)) for n, m in layers.items() if getattr(m, "weight", None) is not None]
     if not found:
         raise ValueError(f"config: no layer of the model is named by target_modules={config.target_modules!r}")
     return found
 
 
-def _check(found: list[tuple[nn.Module, nn.Parameter, torch.Tensor | None]]) -> None:
-    """That the step has given every layer a finite gradient."""
-    for layer, _, gradient in found:
-        if gradient is None or not gradient.isfinite().all():
-            what = "none" if gradient is None else "NaN or infinite entries"
-            raise ValueError(
-                f"step: the gradient of {layer} has {what}; it has to run the model on a batch, and backward from a "
-                "finite loss that depends on every adapted layer"
-            )
+def _base(module: Any) -> nn.Module:
+    """What is under other adapters."""
+    return module.get_base_layer() if hasattr(module, "get_base_layer") else module
+
+
+def _weight(name: str, layer: Any) -> nn.Parameter:
+    """The weight, if it can have a gradient of its own."""
+    weight = layer.weight
+    if isinstance(weight, nn.Parameter) and weight.is_floating_point():
+        return weight
+    what = f"quantised ({weight.dtype})" if isinstance(weight, nn.Parameter) else "made by a parametrisation"
+    raise ValueError(
+        f"model: the weight of {name} is {what}, and has no gradient. Start the adapter on the model with plain "
+        "weights, save it, and load it from its file here; or choose a start without gradients"
+    )
+
+
+def _check(name: str, gradient: torch.Tensor | None) -> None:
+    """That the step has given the layer a finite gradient."""
+    if gradient is None or not gradient.isfinite().all():
+        what = "there is none" if gradient is None else "it has NaN or infinite entries"
+        raise ValueError(
+            f"step: of the gradient of {name}, {what}; it has to run the model on a batch, and backward from a finite "
+            "loss that depends on every adapted layer"
+        )

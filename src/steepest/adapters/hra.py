@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from steepest.adapters.base import Adapter, Source, Tensors
+from steepest.adapters.base import Adapter, Source, Tensors, check_choice
 from steepest.adapters.reflections import paired, reflect
 from steepest.checks import check_range
 from steepest.linalg.qr import qr
@@ -30,7 +30,8 @@ class HRA(Adapter):
     Args:
         r: number of reflections, even.
         regularizer: weight of the penalty |I - U^T U|_F on the unit vectors, which the training loop has to add
-            (`steepest.adapters.penalty`); the authors take 1e-4. The more orthogonal, the larger the change of W.
+            (`steepest.adapters.penalty`); the authors take 1e-5 to 1e-4. The more orthogonal, the larger the
+            change of W.
         strict: the limit of a large regulariser, U^T U = I. The product then is I - 2 U U^T, which never is near the
             identity; the authors start there nevertheless. Here W' = W (I - 2 U0 U0^T)(I - 2 U U^T) with U0 the frozen
             start, so that W' = W there. The subspace alone matters: U is a point of `Grassmann`, and is made
@@ -49,8 +50,13 @@ class HRA(Adapter):
     basis: ClassVar[str | None] = "u0"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.r, int) or self.r < 1 or (self.r % 2 and not self.strict):
-            raise ValueError(f"r: got {self.r!r}, expected an even number of reflections: they start in pairs")
+        check_choice("strict", self.strict, (True, False))
+        whole = isinstance(self.r, int) and not isinstance(self.r, bool) and self.r >= 1
+        if not whole or (self.r % 2 and not self.strict):
+            expected = (
+                "a positive whole number" if self.strict else "an even number of reflections: they start in pairs"
+            )
+            raise ValueError(f"r: got {self.r!r}, expected {expected}")
         check_range("regularizer", self.regularizer)
         if self.strict and self.regularizer:
             raise ValueError(f"regularizer: got {self.regularizer}, but with strict=True it has nothing left to do")

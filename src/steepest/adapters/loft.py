@@ -43,7 +43,8 @@ class LOFT(Adapter):
             best. G is the gradient on the batches of `steepest.adapters.calibrate`;
             "random": a subspace drawn from the seed;
             "coordinates": the r inputs whose columns of W are longest; all of them, in their order, for r = None;
-            "butterfly": all inputs, `levels` times, in blocks that join ever more distant ones;
+            "butterfly": all inputs, `levels` times, in blocks that join ever more distant ones; R = R_1 R_2 ..., so
+            that the most distant ones are turned first, as in BOFT;
             "householder": the span of r trained vectors, and R the product of their reflections; `rotation` is not
             looked at.
         rotation: how R is written, see `steepest.adapters.rotations`: "cayley", "cayley-neumann", "exp", "reflections",
@@ -53,9 +54,10 @@ class LOFT(Adapter):
         reflections: number of reflections of "reflections".
         scales: train two vectors a, b, and put diag(b) R diag(a) for R: no longer orthogonal.
 
-    Special cases, tested against PEFT's layers: OFT is `LOFT(r=None, support="coordinates", block=32)`; PSOFT is
-    `LOFT(scales=True)`; HRA is `LOFT(support="householder")`; BOFT with up to two factors, and without its scaling of
-    outputs, is `LOFT(r=None, support="butterfly", block=.., levels=..)`; GOFT is
+    Special cases, tested against PEFT's layers and `QGOFT`: OFT is `LOFT(r=None, support="coordinates", block=32)`,
+    with the numbers of PEFT's exact branch, whose series turns the other way; PSOFT is `LOFT(scales=True)`; HRA is
+    `LOFT(support="householder")`; BOFT with up to two factors, and without its scaling of outputs, is
+    `LOFT(r=None, support="butterfly", block=.., levels=..)`, where PEFT's further factors join other pieces; GOFT is
     `LOFT(r=None, support="coordinates", rotation="givens")`.
 
     No code of the authors was to be found. The paper leaves open how coordinates are chosen, which is done here by
@@ -92,8 +94,11 @@ class LOFT(Adapter):
             raise ValueError(f"r: got {self.r}, expected an even number: reflections start in pairs")
         for name in ("r", "block", "levels", "reflections"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"{name}: got {value!r}, expected a positive whole number")
+        if self.rotation == "reflections" and self.reflections % 2:
+            raise ValueError(f"reflections: got {self.reflections}, expected an even number: they start in pairs")
+        check_choice("scales", self.scales, (True, False))
         if self.levels > 1 and self.support != "butterfly":
             raise ValueError(f"levels: got {self.levels}; only the support 'butterfly' has more than one")
 
@@ -106,7 +111,7 @@ class LOFT(Adapter):
     def bases(self, source: Source, basis: Tensor | None = None) -> dict[str, Tensor]:
         """P `(in, r)`, or the places `(levels, r)` of the coordinates that are turned."""
         w, n = source.weight, source.weight.shape[1]
-        self._check(n)
+        self._check(*w.shape)
         if basis is not None:
             return {"P": basis}
         if self.support == "coordinates":
@@ -186,35 +191,44 @@ class LOFT(Adapter):
             return self.levels, blocks
         return () if blocks == 1 else (blocks,)
 
-    def _check(self, n: int) -> None:
+    def _check(self, out: int, n: int) -> None:
         """That the sizes fit a layer of n inputs."""
-        if self._width(n) > n:
-            raise ValueError(f"r: got {self.r}, but a layer that is to be adapted has {n} inputs only")
+        most = min(out, n) if self.support == "principal" else n
+        if self._width(n) > most:
+            raise ValueError(
+                f"r: got {self.r}, but the support {self.support!r} has {most} dimensions at most in a layer with {n} "
+                f"inputs and {out} outputs"
+            )
         if self._width(n) % self._block(n):
             raise ValueError(f"block: got {self.block}, which does not divide the support's width, {self._width(n)}")
 
     def _through(self, t: Tensors, x: Tensor, back: bool) -> Tensor:
-        theta = t["theta"]
         if self.support == "householder":
-            return reflect(theta, x, inverse=not back)
-        with torch.autocast(x.device.type, enabled=False):
-            n = self._block(x.shape[-1])
-            r = self.map().matrix(theta, n)
-        if self.scales:
-            r = t["scale_out"][:, None] * r * t["scale_in"]
-        if back:
-            r = r.mT
+            return reflect(t["theta"], x, inverse=not back)
         if "P" in t:
             z = x @ t["P"]
-            return x + (_blockwise(r, z) - z) @ t["P"].mT
-        if "place" not in t:
-            return _blockwise(r, x)
-        levels = range(t["place"].shape[0])
-        for level in reversed(levels) if back else levels:
-            place = t["place"][level]
-            turned = _blockwise(r if self.support == "coordinates" else r[level], x[..., place])
-            x = x.index_copy(-1, place, turned.to(x.dtype))
-        return x
+            return x + (self._turned(t, z, back) - z) @ t["P"].mT
+        if self.support == "butterfly" or "place" not in t:
+            return self._turned(t, x, back)
+        place = t["place"][0]
+        return x.index_copy(-1, place, self._turned(t, x[..., place], back).to(x.dtype))
+
+    def _turned(self, t: Tensors, z: Tensor, back: bool) -> Tensor:
+        """diag(b) R diag(a) z, or the transpose of that, for rows z `(..., width)` in the support."""
+        with torch.autocast(z.device.type, enabled=False):
+            r = self.map().matrix(t["theta"], self._block(z.shape[-1]))
+        first, last = ("scale_out", "scale_in") if back else ("scale_in", "scale_out")
+        if self.scales:
+            z = z * t[first]
+        r = r.mT if back else r
+        if self.support != "butterfly":
+            z = _blockwise(r, z)
+        else:
+            order = range(self.levels)
+            for level in order if back else reversed(order):
+                place = t["place"][level]
+                z = z.index_copy(-1, place, _blockwise(r[level], z[..., place]).to(z.dtype))
+        return z * t[last] if self.scales else z
 
 
 def _blockwise(r: Tensor, z: Tensor) -> Tensor:
@@ -253,7 +267,8 @@ def gradient_support(source: Source, rank: int) -> Tensor:
     found = source.normal(skew.shape[0], min(rank + 8, skew.shape[0]), purpose="iteration")
     for _ in range(8):
         found = torch.linalg.qr(skew.mT @ (skew @ found))[0]
-    return fix_signs(found[:, :rank])
+    image = skew @ found  # of the found subspace, somewhat wider than asked for, the part that turns most
+    return fix_signs(found @ torch.linalg.eigh(image.mT @ image)[1][:, -rank:].flip(-1))
 
 
 BASES: dict[str, Callable[[Source, int], Tensor]] = {

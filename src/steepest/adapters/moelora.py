@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from steepest.adapters.base import Adapter, Source, Tensors, check_rank
+from steepest.adapters.base import Adapter, Source, Tensors, check_choice, check_rank
 from steepest.checks import check_range
 from steepest.manifolds.base import Manifold
 from steepest.manifolds.fixed_rank import FixedRank
@@ -16,13 +16,13 @@ from steepest.manifolds.fixed_rank import FixedRank
 
 @dataclasses.dataclass(frozen=True)
 class MoELoRA(Adapter):
-    """y = W x + (alpha / r) sum_e g_e(x) B_e A_e x: a router gives each token `top_k` of the experts, with weights g that
-    are the softmax of their scores R x (Sun et al. 2025, 2502.15828).
+    """y = W x + (alpha / r) sum_e g_e(x) B_e A_e x: a router gives each token `top_k` of the experts, with weights g
+    that are the softmax of their scores R x (Sun et al. 2025, 2502.15828).
 
-    A step of an expert changes the output by g_e in the gradient times g_e in the forward pass, so that experts of small
-    weight hardly move. The gates' scaling takes out a half of that: what reaches A_e and B_e is weighted by sqrt(g_e),
-    while the output, the router's gradient and that of the input stay those of the formula. A and B of all experts are
-    one batch of points of `FixedRank`, so every expert has its own preconditioner r x r, as the authors'.
+    A step of an expert changes the output by g_e in the gradient times g_e in the forward pass, so that experts of
+    small weight hardly move. The gates' scaling takes out a half of that: what reaches A_e and B_e is weighted by
+    sqrt(g_e), while the output, the router's gradient and that of the input stay those of the formula. A and B of all
+    experts are one batch of points of `FixedRank`, so every expert has its own preconditioner r x r, as the authors'.
 
     Args:
         r: rank of each expert.
@@ -58,9 +58,10 @@ class MoELoRA(Adapter):
         check_rank("experts", self.experts, 2**31, "the number of experts")
         check_rank("top_k", self.top_k, self.experts, "the number of experts")
         check_range("alpha", self.alpha, open_low=True)
+        check_choice("gate_scaling", self.gate_scaling, (True, False))
 
     def start(self, source: Source, bases: Tensors) -> dict[str, Tensor]:
-        """A `(experts, r, in)` and R `(experts, in)` uniform with the bound 1 / sqrt(in); B `(experts, out, r)` zero."""
+        """A `(experts, r, in)` and R `(experts, in)` uniform with bound 1 / sqrt(in); B `(experts, out, r)` zero."""
         (m, n), e, r = source.weight.shape, self.experts, self.r
         check_rank("r", r, min(m, n), f"the smaller side of a layer with {n} inputs and {m} outputs")
         a = source.kaiming(e, r, n, fan_in=n, purpose="A")
@@ -131,7 +132,7 @@ class _Mixture(torch.autograd.Function):
 
 
 def mixture(x: Tensor, g: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """sum_e g_e B_e A_e x `(..., out)` for each row x `(..., in)`, with g `(..., e)`, A `(e, r, in)`, B `(e, out, r)`."""
+    """sum_e g_e B_e A_e x `(..., out)` for rows x `(..., in)`, g `(..., e)`, A `(e, r, in)` and B `(e, out, r)`."""
     h = (x @ a.flatten(0, 1).mT).unflatten(-1, a.shape[:2])
     return (g.unsqueeze(-1) * h).flatten(-2) @ side_by_side(b).mT
 

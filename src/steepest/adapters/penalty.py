@@ -22,4 +22,4 @@ def penalty(model: nn.Module) -> Tensor | float:
     """
     layers: list[Any] = [m for m in model.modules() if hasattr(m, "get_base_layer") and hasattr(m, "penalty")]
     found = [t for t in (layer.penalty() for layer in layers) if t is not None]
-    return torch.stack(found).sum() if found else 0.0
+    return torch.stack([t.to(found[0].device) for t in found]).sum() if found else 0.0  # layers of several devices

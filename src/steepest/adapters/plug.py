@@ -2,12 +2,15 @@
 
 PEFT knows its methods by three dictionaries. A string with the two attributes that PEFT asks of its types goes into
 them as well as a member of PEFT's enumeration does, and nothing of PEFT is changed. Wherever an adapter is loaded,
-`import steepest.adapters` has to come first: a file of weights cannot tell PEFT where the code is.
+`import steepest.adapters` has to come first: a file of weights cannot tell PEFT where the code is, and without it PEFT
+knows no more to say than `KeyError: 'STEEPEST_LOFT'`. The model card that is saved with an adapter says so.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import pathlib
 import warnings
 import zlib
 from typing import Any, ClassVar
@@ -17,17 +20,20 @@ from peft import mapping
 from peft.config import PeftConfig
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.integrations import dequantize_module_weight
 from peft.utils.peft_types import PeftType
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
-from steepest.adapters.base import Adapter, Source
+from steepest.adapters.base import GRADIENT, Adapter, Source
 from steepest.adapters.bases import matches, probe, recover
-from steepest.adapters.calibrate import GRADIENT
+from steepest.linalg.precision import double
 from steepest.manifolds.tensors import as_tuple
 from steepest.optim.constrain import Constraint, constraints
+from steepest.optim.groups import clean
 
 
 class ExternalPeftType(str):
@@ -42,14 +48,16 @@ class AdapterConfig(PeftConfig):
     """What the configs of all adapters share.
 
     Args:
-        target_modules: names of the layers to adapt, a pattern, or "all-linear"; of None PEFT has no defaults here.
+        target_modules: names of the layers to adapt, a pattern, or "all-linear"; None for those that PEFT's LoRA takes
+            in a model of this type.
         exclude_modules: names of layers to leave alone, or a pattern.
         modules_to_save: names of modules that are trained and saved as they are, such as a new head.
         layers_to_transform: numbers of the model's blocks to adapt; all by default.
         layers_pattern: the name of the list of blocks, where PEFT does not know it.
         init_weights: start at the identity; False starts next to it, at random, which is of use in tests alone.
-        save_bases: save frozen bases with the adapter. By default they are computed anew from the base weights when it
-            is loaded, and a stored probe says whether they are the same, or turns them until they are.
+        save_bases: save frozen bases with the adapter. By default those that are orthonormal are computed anew from the
+            base weights when it is loaded, and a stored probe says whether they are the same, or turns them until they
+            are; others, and what was made of gradients, are always saved.
         seed: of what is drawn at the start.
         calibrated: set by `steepest.adapters.calibrate`.
     """
@@ -80,6 +88,17 @@ class AdapterConfig(PeftConfig):
         """The parametrisation with these options; raises what is wrong with them."""
         return self.family(**{f.name: getattr(self, f.name) for f in dataclasses.fields(self.family)})  # type: ignore[arg-type]
 
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write the config, and into PEFT's model card beside it what has to be imported to load the adapter."""
+        super().save_pretrained(save_directory, **kwargs)
+        module = self.family.__module__
+        package = "steepest.adapters" if module.startswith("steepest.adapters.") else module
+        note = f"To load this adapter, `import {package}` before PEFT loads it (`pip install 'steepest[hf]'`)."
+        folder = pathlib.Path(save_directory)
+        for card in (folder / "README.md", folder.parent / "README.md"):  # named adapters have a folder of their own
+            if card.is_file() and "library_name: peft" in (text := card.read_text("utf-8")) and note not in text:
+                card.write_text(f"{text.rstrip()}\n\n{note}\n", "utf-8")
+
 
 class AdapterLayer(nn.Module, BaseTunerLayer):
     """A linear layer with adapters of one family, several by their names."""
@@ -98,7 +117,8 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         base = self.get_base_layer()
         self.fan_in_fan_out = isinstance(base, Conv1D)
         self.in_features, self.out_features = _sizes(base)
-        setattr(self, self.prefix + "methods", {})
+        for name in ("methods", "seeds"):
+            setattr(self, self.prefix + name, {})
         for name in self.family.trained:
             setattr(self, self.prefix + name, nn.ParameterDict())
         for name in (*self.family.frozen, "probe"):
@@ -108,26 +128,43 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
     def update_layer(self, adapter_name: str, config: AdapterConfig, key: str) -> None:
         """Add the adapter `adapter_name` to this layer, whose name in the model is `key`."""
-        method = config.method()
-        source = self._source(method, config, key)
+        method, weight, seed = config.method(), self._weight(), _seed(config.seed, key)
+        if weight.is_meta and method.frozen:
+            raise ValueError(
+                f"{key}: its weight is on the meta device, but {type(method).__name__} starts from its values; load "
+                "the base model's weights first"
+            )
+        source = Source(double(weight), self._gradient(method, config, key), seed)
         bases = method.bases(source)
         trained = method.start(source, bases)
         if not config.init_weights:
             trained = _shaken(method, trained, source)
-        weight = source.weight
-        stored = _stored_dtype(self._base_weight())
-        self.methods[adapter_name] = method
+        device, stored = weight.device, _stored_dtype(weight)
+        self.methods[adapter_name], self._seeds[adapter_name] = method, seed
         for name, value in trained.items():
-            self.tensors_of(name)[adapter_name] = nn.Parameter(value.to(stored))
+            self.tensors_of(name)[adapter_name] = nn.Parameter(value.to(device, stored).contiguous())
         self._declare(adapter_name, method)
-        self._move_adapter_to_device_of_base_layer(adapter_name)
-        saved = config.save_bases or method.wants_gradient()
+        basis = method.basis
+        saved = basis not in bases or config.save_bases or method.wants_gradient()
         for name, value in bases.items():
-            kept = value.to(weight.device, stored) if value.is_floating_point() else value.to(weight.device)
+            kept = value.to(device, stored if value.is_floating_point() else value.dtype)
             self.tensors_of(name).put(adapter_name, kept.contiguous(), persistent=saved)
-        if method.basis in bases and not saved:
-            self.tensors_of("probe").put(adapter_name, probe(bases[method.basis]).to(weight.device), persistent=True)
+        if basis is not None and not saved:
+            self.tensors_of("probe").put(adapter_name, probe(bases[basis]).to(device, stored), persistent=True)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Take the adapter out of this layer, and what was said of its points."""
+        super().delete_adapter(adapter_name)
+        for names in [names for names in constraints(self) if names[0].endswith(f".{adapter_name}")]:
+            del constraints(self)[names]
+
+    def narrow(self, adapter_name: str) -> None:
+        """Keep what is trained in the dtype of the base weight, unless that is quantised."""
+        weight: Any = getattr(self.get_base_layer(), "weight", None)
+        tables = (self.tensors_of(name) for name in self.family.trained)
+        for table in (table for table in tables if adapter_name in table and _is_plain(weight)):
+            table[adapter_name] = nn.Parameter(table[adapter_name].to(weight.dtype), table[adapter_name].requires_grad)
 
     @property
     def methods(self) -> dict[str, Adapter]:
@@ -139,10 +176,10 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         return getattr(self, self.prefix + name)
 
     def tensors(self, adapter_name: str) -> dict[str, Tensor]:
-        """The adapter's tensors, trained and frozen, in the dtype of the trained ones."""
+        """The adapter's tensors, trained and frozen, in the dtype of the trained ones, and in float32 at least."""
         tables = {n: self.tensors_of(n) for n in (*self.family.trained, *self.family.frozen)}
         found = {n: table[adapter_name] for n, table in tables.items() if adapter_name in table}
-        dtype = next(found[n].dtype for n in self.family.trained if n in found)
+        dtype = _stored_dtype(next(found[n] for n in self.family.trained if n in found))
         return {n: t.to(dtype) if t.is_floating_point() else t for n, t in found.items()}
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -158,16 +195,22 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             t = self.tensors(name)
             x = self.methods[name].turn(t, self._cast_input_dtype(x, _dtype(t)))
             addition = self.methods[name].add(t, self._cast_input_dtype(x, _dtype(t)))
-            added = addition if added is None or addition is None else added + addition
+            added = added if addition is None else addition if added is None else added + addition
         y = self.base_layer(x.to(dtype), *args, **kwargs)
         return y if added is None else (y + added).to(y.dtype)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Write adapters into the base weight. With `safe_merge` a result that is not finite is refused."""
+        base: Any = self.get_base_layer()
+        if not _is_plain(getattr(base, "weight", None)):
+            raise ValueError(
+                f"merge: the weight of {type(base).__name__} is quantised, and would be rounded anew; load the base "
+                "model unquantised to merge, or keep the adapter beside it"
+            )
         for name in check_adapters_to_merge(self, adapter_names):
             if name not in self.methods:
                 continue
-            weight = self._merged(name, _out_in(self._base_weight(), self.fan_in_fan_out))
+            weight = self._merged(name, self._weight())
             if safe_merge and not weight.isfinite().all():
                 raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
             self._write(weight)
@@ -181,13 +224,12 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         while self.merged_adapters:
             name = self.merged_adapters.pop()
             if name in self.methods:
-                t, weight = self._wide(name, _out_in(self._base_weight(), self.fan_in_fan_out))
-                self._write(self.methods[name].unmerge(t, weight))
+                self._write(self.methods[name].unmerge(*self._wide(name, self._weight())))
 
     @torch.no_grad()
     def get_delta_weight(self, adapter: str, *_: Any) -> Tensor:
         """W' - W of one adapter, in the layout of the base layer's weight, whose own value PEFT may pass as well."""
-        weight = _out_in(self._base_weight(), self.fan_in_fan_out)
+        weight = self._weight()
         return _out_in(self._merged(adapter, weight) - weight, self.fan_in_fan_out)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
@@ -196,28 +238,37 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
     def penalty(self) -> Tensor | None:
         """What the active adapters add to the loss for this layer."""
-        terms = [self.methods[n].penalty(self.tensors(n)) for n in self.active_adapters if n in self.methods]
+        active = () if self.disable_adapters else self.active_adapters
+        terms = [self.methods[n].penalty(self.tensors(n)) for n in active if n in self.methods]
         found = [term for term in terms if term is not None]
         return torch.stack(found).sum() if found else None
 
     def __repr__(self) -> str:
         return f"{self.prefix.removesuffix('_')}.{super().__repr__()}"
 
-    def _source(self, method: Adapter, config: AdapterConfig, key: str) -> Source:
-        """What a new adapter starts from. The gradient of `calibrate` is taken, and not kept."""
-        base = self.get_base_layer()
-        weight = _out_in(_whole(self._base_weight()), self.fan_in_fan_out).detach().double()
-        gradient = base.__dict__.pop(GRADIENT, None) if method.wants_gradient() else None
+    def source(self, adapter_name: str) -> Source:
+        """What an adapter in this layer starts from, but for a gradient."""
+        return Source(double(self._weight()), seed=self._seeds[adapter_name])
+
+    @property
+    def _seeds(self) -> dict[str, int]:
+        return getattr(self, self.prefix + "seeds")
+
+    def _gradient(self, method: Adapter, config: AdapterConfig, key: str) -> Tensor | None:
+        """The gradient `(out, in)` of `calibrate`, which is taken, and not kept."""
+        if not method.wants_gradient():
+            return None
+        gradient = self.get_base_layer().__dict__.pop(GRADIENT, None)
         if gradient is not None:
-            gradient = _out_in(gradient, self.fan_in_fan_out).double()
-        elif method.wants_gradient():
-            if not config.calibrated:
-                raise ValueError(
-                    f"{key}: {method} starts from gradients; call steepest.adapters.calibrate(model, config, step) "
-                    "before get_peft_model or add_adapter"
-                )
-            gradient = torch.zeros_like(weight)  # what was made of the true one is saved, and about to be loaded
-        return Source(weight, gradient, seed=_seed(config.seed, key))
+            return double(_out_in(gradient, self.fan_in_fan_out))
+        if not config.calibrated:
+            raise ValueError(
+                f"{key}: {method} starts from gradients; call steepest.adapters.calibrate(model, config, step) "
+                "before get_peft_model or add_adapter"
+            )
+        return torch.zeros_like(
+            double(self._weight())
+        )  # what was made of the true one is saved, and about to be loaded
 
     def _declare(self, adapter_name: str, method: Adapter) -> None:
         """Say which of the trained tensors are points of a manifold."""
@@ -225,11 +276,13 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             full = tuple(f"{self.prefix}{name}.{adapter_name}" for name in names)
             constraints(self, create=True)[full] = Constraint(manifold, (None,) * len(full), {})
 
-    def _base_weight(self) -> Tensor:
-        """The base layer's weight as it is stored, or what a quantised one stands for."""
+    @torch.no_grad()
+    def _weight(self) -> Tensor:
+        """W `(out, in)` of the base layer, whole where it is sharded; or what a quantised one stands for."""
         base: Any = self.get_base_layer()
-        weight = base.weight
-        return weight if weight.is_floating_point() else dequantize_module_weight(base)
+        weight: Any = dequantize_module_weight(base) if hasattr(base, "weight") or hasattr(base, "W_q") else None
+        whole = _whole(weight).detach() if _is_plain(weight) else _answers(base)
+        return _out_in(whole, self.fan_in_fan_out)
 
     def _wide(self, adapter_name: str, weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The adapter's tensors and a weight in the wider of their dtypes, and in float32 at least."""
@@ -239,6 +292,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         return t, weight.detach().to(dtype)
 
     def _merged(self, adapter_name: str, weight: Tensor) -> Tensor:
+        """W' `(out, in)`, in float32 at least."""
         if not self.family.mergeable:
             raise ValueError(
                 f"{self.family.__name__} is not linear in the layer's input, so that no weight does what it does; "
@@ -251,13 +305,10 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """Make `weight (out, in)` the base layer's weight, also where it is the output of a parametrisation."""
         base: Any = self.get_base_layer()
         value = _out_in(weight, self.fan_in_fan_out)
-        if not base.weight.is_floating_point():
-            raise ValueError(
-                f"merge: the weight of {type(base).__name__} is quantised ({base.weight.dtype}), and would be rounded "
-                "anew; load the base model unquantised to merge, or keep the adapter beside it"
-            )
+        if hasattr(base.weight, "full_tensor"):
+            raise ValueError("merge: the base weight is sharded; merge into the base model before it is sharded")
         if not parametrize.is_parametrized(base, "weight"):
-            base.weight.data = value.to(base.weight.dtype)
+            base.weight.copy_(value)
             return
         before = base.weight.detach().clone()
         refused = "it has no right_inverse"
@@ -278,7 +329,7 @@ class AdapterTuner(BaseTuner):
     """Puts the layers of one family into a model."""
 
     tuner_layer_cls: Any
-    target_module_mapping: Any = {}  # noqa: RUF012  (PEFT's name)
+    target_module_mapping: Any = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     def _create_and_replace(
         self,
@@ -300,10 +351,31 @@ class AdapterTuner(BaseTuner):
                 f"target_modules: {current_key} is a {type(base).__name__}, but {peft_config.peft_type} adapts linear "
                 "layers only"
             )
+        if isinstance(base, NonDynamicallyQuantizableLinear):
+            raise ValueError(
+                f"target_modules: {current_key} belongs to torch.nn.MultiheadAttention, which reads its weight and "
+                "never calls it, so that an adapter would do nothing; leave it out, with exclude_modules say"
+            )
         layer = self.tuner_layer_cls(target, adapter_name, peft_config, current_key)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """What is trained starts in float32 at least, where `start` is exact; other dtypes are a wish of the caller."""
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        if not autocast_adapter_dtype:
+            for layer in (m for m in self.model.modules() if isinstance(m, AdapterLayer)):
+                layer.narrow(adapter_name)
+
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse what PEFT would drop in silence."""
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError(
+                f"adapter_names: {type(self).__name__} cannot take another adapter for each row of a batch; call "
+                "set_adapter and pass one batch for each adapter"
+            )
+        return contextlib.nullcontext()
 
 
 class _Buffers(BufferDict):
@@ -341,7 +413,7 @@ def register(family: type[Adapter]) -> type[AdapterConfig]:
             "family": family,
             "prefix": prefix,
             "adapter_layer_names": tuple(prefix + n for n in family.trained),
-            "other_param_names": tuple(prefix + n for n in ("methods", *family.frozen, "probe")),
+            "other_param_names": tuple(prefix + n for n in ("methods", "seeds", *family.frozen, "probe")),
         },
     )
     described = f"A model whose linear layers are adapted by `{name}`."
@@ -375,7 +447,7 @@ def _check_bases(layer: AdapterLayer, _: Any) -> None:
         basis = layer.tensors_of(name)[adapter_name]
         if stored.is_meta or basis.is_meta or layer.merged or matches(basis, stored):
             continue
-        source = Source(_out_in(_whole(layer._base_weight()), layer.fan_in_fan_out).detach().double())
+        source = layer.source(adapter_name)
         found = recover(basis, stored)
         if found is None:  # the base weights may have been loaded as well, after the adapter was made
             found = recover(method.bases(source)[name], stored)
@@ -403,8 +475,22 @@ def _sizes(base: nn.Module) -> Any:
     """Number of inputs and outputs of a linear layer, quantised or not; None for other layers."""
     if isinstance(base, Conv1D):
         return tuple(base.weight.shape)
-    named = hasattr(base, "in_features") and hasattr(base, "out_features") and hasattr(base, "weight")
-    return (base.in_features, base.out_features) if named else None
+    named = hasattr(base, "in_features") and hasattr(base, "out_features")
+    stored = any(hasattr(base, name) for name in ("weight", "qweight", "W_q"))
+    return (base.in_features, base.out_features) if named and stored else None
+
+
+def _is_plain(weight: Any) -> bool:
+    """Whether a weight is what it stands for: not packed into few bits, nor missing."""
+    return weight is not None and weight.is_floating_point() and weight.itemsize > 1
+
+
+def _answers(base: Any) -> Tensor:
+    """The matrix `(out, in)` of a linear layer from what it answers to the unit vectors, whatever its storage."""
+    stored = [*base.parameters(), *base.buffers()]
+    like = next((t for t in stored if _is_plain(t)), torch.empty(0, device=stored[0].device))
+    inputs = torch.eye(base.in_features, dtype=like.dtype, device=like.device)
+    return (base(inputs) - base(torch.zeros_like(inputs[:1]))).mT
 
 
 def _out_in(weight: Tensor, transposed: bool) -> Tensor:
@@ -426,5 +512,5 @@ def _dtype(t: dict[str, Tensor]) -> torch.dtype:
 
 
 def _seed(seed: int, key: str) -> int:
-    """Another seed for each layer."""
-    return zlib.crc32(f"{seed} {key}".encode())
+    """Another seed for each layer, by its name without what wrappers put in."""
+    return zlib.crc32(f"{seed} {clean(key)}".encode())

@@ -24,7 +24,8 @@ class QGOFT(Adapter):
         scale: train one factor for each input as well, W' = W diag(1 + scale) R^T: GOFT* in the paper. Of use where R
             is a rotation, for free planes hold their own scales.
         regularizer: times the sum of <a, b>^2 over the columns a, b of all free matrices, which draws them towards a
-            right angle. `steepest.adapters.penalty` gives it, to be added to the loss. The authors choose 0.001 to 0.05.
+            right angle. `steepest.adapters.penalty` gives it, to be added to the loss. The authors choose 0.001 to
+            0.05.
 
     No n x n matrix is formed: each level costs 4 n multiplications for an input. n is any number; where it is no power
     of two, the last coordinate of a level may have no partner, and waits for the next one. R does not reach every
@@ -33,7 +34,7 @@ class QGOFT(Adapter):
 
     Where paper and code differ, the paper is followed, with one exception:
     - the code joins the neighbours 2 j and 2 j + 1 on every level, with numbers that belong to the planes above: from
-      four inputs on its R is not orthogonal, and off by more than one;
+      four inputs on its R is far from orthogonal;
     - the code's merged weight multiplies the levels in the opposite order of its forward pass, and so is another one;
       the order of the forward pass is that of the paper;
     - the code turns by pi tanh(t), the paper by the angle itself, which is what is trained here, and for which the

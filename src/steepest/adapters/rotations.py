@@ -139,18 +139,18 @@ class Reflections(Rotation):
 
 @dataclasses.dataclass(frozen=True)
 class Givens(Rotation):
-    """R = G_L ... G_2 G_1: level s = 1, 2, 4, ... turns the planes of the coordinates (2 j s, 2 j s + s), each by an
-    angle of its own; n - 1 angles, with which any vector can be turned into any other of its length (Ma et al. 2024,
-    "GOFT", 2404.04316)."""
+    """R = (G_L ... G_2 G_1)^T: level s = 1, 2, 4, ... turns the planes of the coordinates (2 j s, 2 j s + s), each by
+    an angle of its own; n - 1 angles, with which R^T can turn any one vector onto the first axis (Ma et al. 2024,
+    "GOFT", 2404.04316, who multiply the weight by that transpose)."""
 
     def start(self, batch: tuple[int, ...], n: int, source: Source) -> Tensor:
         """Angles 0."""
         return source.weight.new_zeros(*batch, n - 1)
 
     def matrix(self, theta: Tensor, n: int) -> Tensor:
-        """The levels, one after the other, on the identity's columns."""
+        """The levels, one after the other, on the identity's rows."""
         identity = torch.eye(n, dtype=theta.dtype, device=theta.device).expand(*theta.shape[:-1], n, n)
-        return givens(theta, identity).mT
+        return givens(theta, identity)
 
     def count(self, n: int) -> int:
         """As many as games in a tournament of n."""

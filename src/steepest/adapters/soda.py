@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from steepest.adapters.base import Adapter, Source, Tensors, check_choice
-from steepest.adapters.bases import fix_signs
+from steepest.adapters.bases import FOUND, fix_signs
 from steepest.manifolds.base import Manifold
 from steepest.manifolds.orthogonal import SpecialOrthogonal
 
@@ -90,6 +90,11 @@ class SODA(Adapter):
             return {}
         v = right_singular_vectors(source.weight) if basis is None else basis
         u, r = torch.linalg.qr(source.weight @ v)  # its columns are U S, orthogonal to each other: r is diagonal
+        if torch.linalg.matrix_norm(r.triu(1)) > FOUND * torch.linalg.matrix_norm(r):  # all of space is any V's span
+            raise ValueError(
+                f"basis: its columns are not right singular vectors of this weight {tuple(source.weight.shape)}; load "
+                "the base model that the adapter was trained on"
+            )
         s = r.diagonal()
         return {"V": v, "S": s.abs(), "U": u * torch.where(s < 0, -1, 1)}
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from steepest.adapters.base import Adapter, Source, Tensors, check_choice, check_rank
-from steepest.adapters.bases import principal
+from steepest.adapters.bases import check_values, principal
 from steepest.adapters.rotations import Cayley
 
 FORMS = ("additive", "rotational")
@@ -31,13 +31,15 @@ class SpectralAdapter(Adapter):
         offset: number of leading singular columns that are left alone, for adapters of other concepts.
         scales: train factors c, at first one, of the singular values. None: "rotational" alone does.
 
-    The rest of W is never formed; the change D is computed by thin products, and is exactly zero at the start.
+    The rest of W is never formed; the change D is computed by thin products, and is exactly zero at the start. Columns
+    of a singular value that is zero are refused.
 
-    Theirs are, as far as one can see, three: the additive form without c (language models), the additive form with
-    s + c in place of s c (fusion of concepts), and the rotational one with s c (diffusion). Here c is a factor always,
-    so that it means the same in every layer. They train r x r matrices X and take the Cayley transform of their
-    skew part; as the symmetric part moves nothing, here the entries above the diagonal are trained alone,
-    theta = -(X - X^T) / 2, and one number takes the place of two.
+    The authors' code has three forms: the additive one without c (language models), the additive one with s + c in
+    place of s c (fusion of concepts), and the rotational one with s c (diffusion). Here c is a factor always, so that
+    it means the same in every layer. They train r x r matrices X and take the Cayley transform of their skew part; as
+    the symmetric part moves nothing, here the entries above the diagonal are trained alone, theta = -(X - X^T) / 2, and
+    one number takes the place of two. For language models they round the rest of W to bfloat16, which changes the model
+    at the start; here it does not.
 
     >>> from steepest.adapters import SpectralAdapterConfig
     >>> cat = SpectralAdapterConfig(r=8, target_modules=["query", "value"])
@@ -55,6 +57,7 @@ class SpectralAdapter(Adapter):
 
     def __post_init__(self) -> None:
         check_choice("form", self.form, FORMS)
+        check_choice("scales", self.scales, (None, True, False))
         for name, least in (("r", 1), ("offset", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -66,8 +69,10 @@ class SpectralAdapter(Adapter):
         shape = f"the smaller side of a layer with {w.shape[1]} inputs and {w.shape[0]} outputs"
         check_rank("offset + r", self.offset + self.r, min(w.shape), shape)
         v = principal(w, self.offset + self.r)[:, self.offset :] if basis is None else basis
-        s = torch.linalg.vector_norm(w @ v, dim=0)
-        return {"V": v, "s": s, "U": w @ v / s.clamp_min(torch.finfo(s.dtype).tiny)}
+        us = w @ v
+        s = torch.linalg.vector_norm(us, dim=0)
+        check_values("offset + r", self.offset + self.r, s)
+        return {"V": v, "s": s, "U": us / s}
 
     def start(self, source: Source, bases: Tensors) -> dict[str, Tensor]:
         """Nothing added, or nothing turned."""
