@@ -283,7 +283,7 @@ def charted(m, x0):
         ("euclidean", (4, 2), torch.float64),
         ("canonical", (3, 2), torch.float64),
         pytest.param(1.0, (4, 2), torch.float64, marks=pytest.mark.slow),
-        (0.3, (3, 1), torch.complex128),
+        pytest.param(0.3, (3, 1), torch.complex128, marks=pytest.mark.slow),
         pytest.param("canonical", (2, 2), torch.float64, marks=pytest.mark.slow),
         ("euclidean", (2, 2), torch.complex128),
     ],

@@ -50,7 +50,7 @@ def test_retraction_does_not_see_the_bases():
     assert (ends[0] - ends[1]).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("size", [0.0, 0.3])
+@pytest.mark.parametrize("size", [0.0, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_exp_and_retraction_have_two_derivatives(size):
     case = Case(THREE, ((1, 2, 2), (2, 1), (3, 2), (2, 2)))
     x = case.point()

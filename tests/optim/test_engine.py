@@ -345,6 +345,7 @@ def test_a_refused_group_leaves_the_optimiser_as_it_was(case, name):
 OPTIONS = [("lr", -0.1), ("lr", math.nan), ("nonfinite", "skp")]
 
 
+@pytest.mark.usefixtures("unconstrained")
 @pytest.mark.parametrize(
     ("name", "option", "value"),
     [*((name, "weight_decay", -1.0) for name in ALL), *((name, *o) for name in ("adam", "muon") for o in OPTIONS)],

@@ -1,6 +1,9 @@
 """PEFT's own adapters: what is normalised by definition is found, moved without changing the model, and kept."""
 
+import contextlib
 import os
+import subprocess
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -12,6 +15,7 @@ from torch import nn
 from steepest import SGD, Adam, Muon, param_groups
 
 peft = pytest.importorskip("peft")
+from steepest.adapters import HRAConfig, LOFTConfig, RiemannLoRAConfig  # noqa: E402
 
 
 class Net(nn.Module):
@@ -44,11 +48,18 @@ ON_MANIFOLDS = {
     "PaRa": lambda: peft.DeftConfig(r=4, **PARA, **BOTH),
 }
 EACH = pytest.mark.parametrize("case", ON_MANIFOLDS)
+OURS = {
+    "LOFT": lambda: LOFTConfig(r=4, rotation="free", **BOTH),
+    "our HRA": lambda: HRAConfig(r=4, **BOTH),
+    "RiemannLoRA": lambda: RiemannLoRAConfig(r=2, init="orthonormal", scale=0.5, **BOTH),
+}
+"""Adapters of this library, which declare their points themselves."""
+EACH_OF_OURS = pytest.mark.parametrize("case", OURS)
 
 
 def adapted(case, dtype=torch.float32, net=Net):
     torch.manual_seed(0)
-    config = ON_MANIFOLDS[case]() if isinstance(case, str) else case
+    config = (ON_MANIFOLDS | OURS)[case]() if isinstance(case, str) else case
     return peft.get_peft_model(net().to(dtype), config)
 
 
@@ -87,10 +98,11 @@ def infeasibility(model) -> float:
     for name, p in model.named_parameters():
         v = p.detach().double()
         v = v.mT if ".lora_A" in name or "delora_A" in name else v
+        v = v.reshape(v.shape[-2:])  # one block
         gram = v.mT @ v if v.ndim == 2 else None
         if any(key in name for key in ("hra_u", "delora_A")):
             gaps.append((gram.diagonal() - 1).abs().max())
-        if any(key in name for key in (".lora_A", ".lora_B", "deft_P")):
+        if any(key in name for key in (".lora_A", ".lora_B", "deft_P", "loft_theta")):
             gaps.append((gram - torch.eye(len(gram))).abs().max())
     assert len(gaps) > 1
     return max(gaps).item()
@@ -121,7 +133,11 @@ PLAIN = {
     "Lily": (lambda: peft.LilyConfig(r=4, **BOTH), {"lily_": "matrix"}),
     "PEANuT": (lambda: peft.PeanutConfig(**BOTH), {"peanut_": "matrix"}),
     "VeRA": (lambda: peft.VeraConfig(r=4, **BOTH), {"vera_lambda": "other"}),
+    "MiCA": (lambda: peft.LoraConfig(r=4, init_lora_weights="mica", **BOTH), {"lora_A": "matrix"}),
+    "VB-LoRA": (lambda: peft.VBLoRAConfig(vector_length=4, num_vectors=8, topk=2, **BOTH), {"vblora_": "other"}),
+    "LN tuning": (lambda: peft.LNTuningConfig(**BOTH), {"weight": "matrix", "bias": "other"}),
 }
+SLOWER = {"AdaMSS"}
 
 
 def check_found(model, expected):
@@ -137,7 +153,7 @@ def test_what_is_normalised_by_definition_has_its_manifold(case):
     check_found(adapted(case), FOUND[case])
 
 
-@pytest.mark.parametrize("case", PLAIN)
+@pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow) if c in SLOWER else c for c in PLAIN])
 def test_all_else_has_the_role_that_the_table_says(case):
     config, expected = PLAIN[case]
     check_found(adapted(config()), expected)
@@ -356,24 +372,35 @@ def test_fully_sharded_is_found_and_refused_by_name_or_plain_on_request(case, gl
     assert losses[-1] < losses[0]
 
 
-def test_accelerate():
+@contextlib.contextmanager
+def accelerated(model, optimizer):
     accelerate = pytest.importorskip("accelerate")
-    model = adapted("HRA")
     try:
-        wrapped, optimizer = accelerate.Accelerator(cpu=True).prepare(model, Muon(param_groups(model), lr=0.05))
-        train(wrapped, optimizer, 5)
+        yield accelerate.Accelerator(cpu=True).prepare(model, optimizer)
     finally:
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
         accelerate.state.GradientState._reset_state()
+
+
+def test_accelerate():
+    model = adapted("HRA")
+    with accelerated(model, Muon(param_groups(model), lr=0.05)) as (wrapped, optimizer):
+        train(wrapped, optimizer, 5)
     assert infeasibility(model) < 1e-5
 
 
-@pytest.mark.parametrize("case", ["HRA", "DeLoRA", "AdaLoRA", "PaRa"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["HRA", *(pytest.param(c, marks=SLOW) for c in ("DeLoRA", "AdaLoRA", "PaRa")), "LOFT", "our HRA", "RiemannLoRA"],
+)
 def test_trainer(case, tmp_path):
     transformers = pytest.importorskip("transformers")
     accelerate = pytest.importorskip("accelerate")
     torch.manual_seed(0)
-    config = ON_MANIFOLDS[case]()
+    config = (ON_MANIFOLDS | OURS)[case]()
     config.target_modules = {"query", "value"}
     bert = peft.get_peft_model(tiny(transformers), config)
     data = [{"input_ids": torch.randint(0, 30, (6,)), "labels": i % 2} for i in range(12)]
@@ -388,5 +415,127 @@ def test_trainer(case, tmp_path):
     finally:
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
         accelerate.state.GradientState._reset_state()
-    assert infeasibility(bert) < 1e-5
+    assert case == "RiemannLoRA" or infeasibility(bert) < 1e-5
     assert any(not torch.equal(p, before[n]) for n, p in bert.named_parameters() if n in before)
+
+
+# The adapters of this library in the same hosts. ----------------------------------------------------------------------
+
+KIND = {"LOFT": "SpecialOrthogonal", "our HRA": "Oblique", "RiemannLoRA": "FixedRank"}
+
+
+def adapter_of(model) -> dict[str, torch.Tensor]:
+    return {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def trained_alone(case, steps=4) -> dict[str, torch.Tensor]:
+    model = adapted(case)
+    train(model, Muon(param_groups(model), lr=0.05), steps)
+    return adapter_of(model)
+
+
+@pytest.mark.parametrize("host", ["DistributedDataParallel", "torch.compile", "accelerate", "bare tensors"])
+@EACH_OF_OURS
+def test_ours_are_found_in_a_host_and_train_as_without(case, host, request):
+    model = adapted(case)
+    assert set(geometry(model).values()) == {KIND[case]}
+    if host == "accelerate":
+        with accelerated(model, Muon(param_groups(model), lr=0.05)) as (wrapped, optimizer):
+            train(wrapped, optimizer, 4)
+    else:
+        if host == "DistributedDataParallel":
+            request.getfixturevalue("gloo")
+            wrapped = nn.parallel.DistributedDataParallel(model)
+        else:
+            wrapped = torch.compile(model, backend="eager") if host == "torch.compile" else model
+        assert geometry(wrapped) == geometry(model)
+        found = [p for p in model.parameters() if p.requires_grad] if host == "bare tensors" else param_groups(wrapped)
+        train(wrapped, Muon(found, lr=0.05), 4)
+    assert case == "RiemannLoRA" or infeasibility(model) < 1e-5
+    for name, expected in trained_alone(case).items():
+        assert torch.equal(model.get_parameter(name), expected)
+
+
+@EACH_OF_OURS
+def test_ours_when_sharded_are_refused_by_name_before_or_at_the_next_step(case, gloo):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = adapted(case)
+    early = Adam(param_groups(model), lr=0.03)
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    assert set(geometry(model).values()) == {KIND[case]}
+    with pytest.raises(ValueError, match=r"steepest_\w+\.default: is sharded"):
+        Adam(param_groups(model))
+    replaced = dict(model.named_parameters())
+    for group in early.param_groups:  # as accelerate does
+        group["params"] = [replaced[name] for name in group["param_names"]]
+    with pytest.raises(ValueError, match=r"steepest_\w+\.default: is sharded"):
+        train(model, early, 1)
+
+
+def in_two_processes(case, rank):
+    """DDP, and a sharded base model whose adapters are whole: each process has one half of the batch."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    x, y = (t.chunk(2)[rank] for t in batch())
+
+    def run(model, after_backward=lambda: None):
+        optimizer = Muon(param_groups(model), lr=0.05)
+        for _ in range(4):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            after_backward()
+            optimizer.step()
+
+    def check(model, tolerance):
+        for name, expected in trained_alone(case).items():
+            p = model.get_parameter(name).detach()
+            both = [torch.empty_like(p) for _ in range(2)]
+            dist.all_gather(both, p.contiguous())
+            assert torch.equal(*both), name
+            torch.testing.assert_close(p, expected, rtol=0, atol=tolerance)
+
+    model = adapted(case)
+    run(nn.parallel.DistributedDataParallel(model))
+    check(model, 1e-5)  # sums over halves of the batch, in float32
+
+    model = adapted(case)
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in (model.base_model.model.a, model.base_model.model.b):
+        fully_shard(layer.base_layer, mesh=mesh)
+    adapters = [p for p in model.parameters() if p.requires_grad]
+
+    def reduce():
+        for p in adapters:
+            dist.all_reduce(p.grad)
+            p.grad /= 2
+
+    run(model, reduce)
+    check(model, 1e-5)
+
+    model = adapted(case)
+    fully_shard(model, mesh=mesh)
+    assert set(geometry(model).values()) == {KIND[case]}
+    try:
+        Adam(param_groups(model))
+    except ValueError as error:
+        assert "is sharded" in str(error)  # noqa: PT017  (this runs without pytest)
+    else:
+        raise AssertionError("a sharded point was taken")
+
+
+@pytest.mark.slow
+def test_ours_in_two_processes(tmp_path):
+    here = {**os.environ, "OMP_NUM_THREADS": "1"}
+    runs = [subprocess.Popen([sys.executable, __file__, str(rank), f"{tmp_path}/store"], env=here) for rank in range(2)]
+    assert [run.wait(timeout=300) for run in runs] == [0, 0]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=int(sys.argv[1]), world_size=2)
+    for name in OURS:
+        in_two_processes(name, dist.get_rank())
+    dist.destroy_process_group()

@@ -112,6 +112,7 @@ def test_other_forms_descend_on_manifolds(form: str) -> None:
     check_descends(functools.partial(PSGD, form=form), testing.places()[::3])
 
 
+@pytest.mark.slow
 def test_correlated_gradients_are_where_it_beats_a_diagonal() -> None:
     """At a Hessian of condition 1e4 in turned axes, with noise in the gradients: in 300 steps the loss falls to a tenth
     of what Adam leaves, each with the best of three learning rates."""

@@ -82,14 +82,8 @@ def test_random_correlations_are_uniform():
         assert abs(entry.var().item() - 0.2) < 4 * 0.2 * (2 / 20_000) ** 0.5
 
 
-@pytest.mark.parametrize(
-    ("metric", "twice"),
-    [
-        ("log-euclidean-cholesky", True),
-        ("quotient-affine", False),
-        pytest.param("quotient-affine", True, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("metric", "twice"), [("log-euclidean-cholesky", True), ("quotient-affine", True)])
 def test_correlation_derivatives(metric, twice):
     m = Correlation(metric)
     x0, y0 = two_points(m, (3, 3))
@@ -130,6 +124,7 @@ def test_sums_derivatives(manifold):
     assert torch.autograd.gradgradcheck(retract, (zero,), fast_mode=True)
 
 
+@pytest.mark.slow
 def test_fisher_geodesics_of_one_free_entry_are_great_circles():
     """[[a, 1 - a], [1 - a, a]]: the metric is da^2 (2 / a + 2 / (1 - a)), so sqrt a = sin(t / sqrt 8) is unit speed."""
     m = DoublyStochastic()
