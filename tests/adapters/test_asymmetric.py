@@ -132,8 +132,8 @@ def test_the_seed_decides_and_nothing_else():
 
 def test_the_start_is_that_of_the_official_code_in_its_lengths_and_its_distribution():
     """Theirs: rows V_rand[:, :r]^T of an orthogonal matrix, from the SVD of uniform numbers. Of both the mean of A^T A
-    is r/n I: entries of the mean of 400 draws have a standard error of about sqrt(2 r) / (n sqrt(400)) = 0.01."""
-    n, r, draws = 12, 3, 400
+    is r/n I: entries of the mean of 150 draws have a standard error of about sqrt(2 r) / (n sqrt(150)) = 0.017."""
+    n, r, draws = 12, 3, 150
     mean = {"theirs": torch.zeros(n, n), "ours": torch.zeros(n, n)}
     model = adapted(target_modules=["lin"])
     (a,) = factors(model, "A").values()
@@ -146,7 +146,7 @@ def test_the_start_is_that_of_the_official_code_in_its_lengths_and_its_distribut
         mean["theirs"] += theirs.mT @ theirs / draws
         mean["ours"] += (a.mT @ a).detach() / draws
     for value in mean.values():
-        assert (value - r / n * torch.eye(n)).abs().max() < 0.05
+        assert (value - r / n * torch.eye(n)).abs().max() < 0.08
     assert model.base_model.model.lin.scaling["default"] == 6 / 3  # alpha / r
 
 

@@ -277,3 +277,16 @@ def test_penalty_of_nothing():
     assert penalty(lora) == 0.0
     free = peft.get_peft_model(nn.Sequential(nn.Linear(4, 4)), HRAConfig(r=2, target_modules=["0"]))
     assert penalty(free) == 0.0
+
+
+def test_a_config_that_is_used_again_has_to_be_calibrated_again():
+    def fresh():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(8, 8))
+
+    model, x = fresh(), torch.randn(20, 8)
+    config = LOFTConfig(r=4, support="gradient", target_modules=["0"])
+    calibrate(model, config, lambda: model(x).square().mean().backward())
+    peft.get_peft_model(model, config)
+    with pytest.raises(ValueError, match="each time"):
+        peft.get_peft_model(fresh(), config)

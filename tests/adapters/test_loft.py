@@ -189,6 +189,24 @@ def test_maps_are_what_they_say(n, size):
     assert Free().matrix(q, n) is q
 
 
+@pytest.mark.parametrize("rotation", [Cayley(), CayleyNeumann()], ids=str)
+def test_large_blocks_on_several_threads(rotation):
+    """Where torch's batched LU decompositions are wrong on a CPU."""
+    n, threads = 160, torch.get_num_threads()
+    theta, g = (0.1 * random(3, n * (n - 1) // 2)).requires_grad_(), random(3, n, n, seed=1)
+    torch.set_num_threads(2)
+    try:
+        r = rotation.matrix(theta, n)
+        (slope,) = torch.autograd.grad((r * g).sum(), theta)
+    finally:
+        torch.set_num_threads(threads)
+    for i in range(3):
+        one = theta[i].detach().requires_grad_()
+        expected = Cayley().matrix(one, n)
+        torch.testing.assert_close(r[i], expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(slope[i], torch.autograd.grad((expected * g[i]).sum(), one)[0], rtol=0, atol=1e-11)
+
+
 @pytest.mark.parametrize(
     "rotation", [Cayley(), CayleyNeumann(), Exponential(), Reflections(4), Givens(), Free()], ids=str
 )

@@ -126,7 +126,9 @@ def test_what_acts_on_singular_values_stays_in_the_span_of_its_gradients():
 
 def torch_optimizers():
     left_out = {"Optimizer", "SparseAdam", "Muon"}  # the one wants sparse gradients, the other matrices alone
-    return sorted(n for n, c in vars(torch.optim).items() if isinstance(c, type) and n not in left_out)
+    names = sorted(n for n, c in vars(torch.optim).items() if isinstance(c, type) and n not in left_out)
+    quick = {"Adam", "Adafactor", "LBFGS"}
+    return [n if n in quick else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
 @pytest.mark.parametrize("name", torch_optimizers())
@@ -143,7 +145,7 @@ def test_every_optimiser_of_torch(name):
     assert all(not torch.equal(p, old) for p, old in zip(trained(model), before, strict=True))
 
 
-@pytest.mark.of_each_kind
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STEEPEST)
 def test_every_optimiser_of_steepest(name):
     model = adapted()

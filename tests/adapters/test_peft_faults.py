@@ -4,6 +4,7 @@ Ours has to pass. Each test then shows the fault, and is skipped with a message 
 """
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
-peft = pytest.importorskip("peft")
+pytest.importorskip("peft")
+
+import peft
 
 from steepest.adapters import HRAConfig, LOFTConfig
 
@@ -22,9 +25,9 @@ def mended(what):
     pytest.skip(f"PEFT has mended this: {what}")
 
 
-def net(n=24, out=None):
+def net(n=24):
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(n, out or n, bias=False))
+    return nn.Sequential(OrderedDict(lin=nn.Linear(n, n, bias=False)))
 
 
 def random(*shape, seed=1):
@@ -53,11 +56,11 @@ def test_two_ways_to_one_rotation():
     other, and a series of five terms that is no rotation at entries of 0.4."""
 
     def ours(rotation, scale):
-        config = LOFTConfig(r=None, support="coordinates", block=8, rotation=rotation, target_modules=["0"])
+        config = LOFTConfig(r=None, support="coordinates", block=8, rotation=rotation, target_modules=["lin"])
         return turn(filled(peft.get_peft_model(net(), config), scale))
 
     def theirs(neumann, scale):
-        config = peft.OFTConfig(oft_block_size=8, use_cayley_neumann=neumann, target_modules=["0"])
+        config = peft.OFTConfig(oft_block_size=8, use_cayley_neumann=neumann, target_modules=["lin"])
         return turn(filled(peft.get_peft_model(net(), config), scale))
 
     for scale in (0.02, 0.4):
@@ -98,16 +101,16 @@ def test_reload_where_singular_vectors_have_other_signs(tmp_path, monkeypatch):
             loaded = peft.PeftModel.from_pretrained(net(), folder)
         return (torch.dist(loaded(x), y) / torch.dist(y, net()(x))).item()
 
-    assert error(LOFTConfig(r=6, scales=True, target_modules=["0"])) < 1e-5
-    if error(peft.PsoftConfig(r=6, target_modules=["0"], psoft_svd="full")) < 1e-2:
+    assert error(LOFTConfig(r=6, scales=True, target_modules=["lin"])) < 1e-5
+    if error(peft.PsoftConfig(r=6, target_modules=["lin"], psoft_svd="full")) < 1e-2:
         mended("PSOFT finds its singular vectors again")
 
 
 def test_reflections_without_a_square_matrix():
     """The same output from two thin products, where PEFT's HRA multiplies out a square matrix on every call."""
     n, r, rows = 256, 4, 16
-    theirs = peft.get_peft_model(net(n), peft.HRAConfig(r=r, target_modules=["0"]))
-    ours = peft.get_peft_model(net(n), HRAConfig(r=r, target_modules=["0"]))
+    theirs = peft.get_peft_model(net(n), peft.HRAConfig(r=r, target_modules=["lin"]))
+    ours = peft.get_peft_model(net(n), HRAConfig(r=r, target_modules=["lin"]))
     vectors, x = random(n, r), random(rows, n)
     theirs.base_model.model[0].hra_u["default"].data = vectors.clone()
     ours.base_model.model[0].steepest_hra_u["default"].data = vectors.clone()
@@ -140,7 +143,7 @@ def test_merge_where_the_weight_is_parametrised():
         parametrize.register_parametrization(base[0], "weight", parametrization())
         return peft.get_peft_model(base, config)
 
-    model = filled(made(LOFTConfig(r=6, target_modules=["0"])), 0.3)
+    model = filled(made(LOFTConfig(r=6, target_modules=["lin"])), 0.3)
     y = model(x)
     for _ in range(2):
         model.merge_adapter()
@@ -152,13 +155,13 @@ def test_merge_where_the_weight_is_parametrised():
         def forward(self, weight):
             return weight.triu() + weight.triu(1).mT
 
-    model = filled(made(LOFTConfig(r=6, target_modules=["0"]), Symmetric), 0.3)
+    model = filled(made(LOFTConfig(r=6, target_modules=["lin"]), Symmetric), 0.3)
     y = model(x)
     with pytest.raises(ValueError, match="made by a parametrisation"):
         model.merge_adapter()
     assert torch.equal(model(x), y)
 
-    theirs = filled(made(peft.LoraConfig(r=6, target_modules=["0"])), 0.3)
+    theirs = filled(made(peft.LoraConfig(r=6, target_modules=["lin"])), 0.3)
     y = theirs(x)
     merged = copy.deepcopy(theirs)
     merged.merge_adapter()

@@ -29,6 +29,7 @@ CONFIGS = {
     "soda": lambda **k: adapters.SODAConfig(**k),
     "spectral": lambda **k: adapters.SpectralAdapterConfig(r=3, **k),
     "riemannlora": lambda **k: adapters.RiemannLoRAConfig(r=3, init="principal", **k),
+    "orthonormal": lambda **k: adapters.RiemannLoRAConfig(r=3, init="orthonormal", **k),
     "hra": lambda **k: adapters.HRAConfig(r=4, strict=True, **k),
 }
 """Rotations and additions, with bases of the weight and without, with points and without."""
@@ -299,6 +300,30 @@ def test_quantised_base(family, tmp_path):
     assert torch.equal(model(x), y)
 
 
+def test_sharded_base():
+    """FSDP2 on one process: bases from the gathered weight, the same output and gradients; no merging."""
+    from torch.distributed.fsdp import fully_shard
+
+    def run(sharded):
+        net = Net()
+        if sharded:
+            fully_shard(net)
+        model = make("riemannlora", net)
+        y = model(inputs(4))
+        y.square().sum().backward()
+        return model, [y, *(p.grad for p in model.parameters() if p.requires_grad)]
+
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model, found = run(True)
+        for here, there in zip(found, run(False)[1], strict=True):
+            close(here, there, 1e-6)
+        with pytest.raises(ValueError, match="base weight is sharded"):
+            model.merge_adapter()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 # --- transformers ---
 
 
@@ -347,7 +372,7 @@ def test_inside_transformers(family, tmp_path):
 
 
 def test_tied_weights():
-    """An adapter on the output layer leaves the embedding, which has the same weight, alone; to merge it is warned of."""
+    """An adapter on the output layer leaves the embedding alone, which has the same weight; merging is warned of."""
     model = peft.get_peft_model(gpt2(), CONFIGS["loft"](target_modules=["lm_head"], init_weights=False))
     head, emb = model.base_model.model.lm_head, model.base_model.model.transformer.wte
     assert head.weight is emb.weight
@@ -421,7 +446,7 @@ def trainer(model, folder, **options):
     return transformers.Trainer(model, arguments, train_dataset=data, optimizers=(optimizer, schedule))
 
 
-@pytest.mark.parametrize("family", ["soda", "riemannlora"])
+@pytest.mark.parametrize("family", ["riemannlora", pytest.param("soda", marks=pytest.mark.slow)])
 def test_trainer_resumes_bit_for_bit(family, tmp_path):
     """Points on manifolds under Muon; checkpoints hold the adapter alone."""
 
@@ -456,19 +481,12 @@ def test_gradient_checkpointing(family):
         close(here, there, 1e-6)
 
 
-def test_compiled_without_a_break():
-    """The layer is one graph."""
-    for family in ("loft", "riemannlora"):
-        model = make(family, nn.Sequential(nn.Linear(12, 12)), target_modules=["0"])
-        torch._dynamo.reset()
-        explained = torch._dynamo.explain(model)(inputs(4))
-        assert explained.graph_break_count == 0, (family, explained.break_reasons)
-
-
-def test_compiled_gradients():
-    model, x = make("loft", nn.Sequential(nn.Linear(12, 12)), target_modules=["0"]), inputs(4)
+@pytest.mark.parametrize("family", [pytest.param(f, marks=[pytest.mark.slow] * (f != "loft")) for f in CONFIGS])
+def test_compiled(family):
+    """The layer is one graph, forward and backward, and gives the same."""
+    model, x = make(family, nn.Sequential(nn.Linear(12, 12)), target_modules=["0"]), inputs(4)
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend="aot_eager")
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     p = next(p for p in model.parameters() if p.requires_grad)
     results = []
     for f in (model, compiled):
@@ -545,6 +563,22 @@ def test_loaded_with_another_lapack(family, equal, tmp_path, monkeypatch):
     loaded = peft.PeftModel.from_pretrained(net, tmp_path)
     assert other.used
     close(loaded(inputs(4)), y)
+
+
+@pytest.mark.parametrize("family", [*BASES, "orthonormal", "hra"])
+def test_turned_bases_are_turned_back(family):
+    """As if every vector of the basis had come out another one, and what is made of them as well."""
+    model = make(family)
+    state, layer = model.state_dict(), first(model)
+    right = {n: t.clone() for n, t in layer.tensors("default").items()}
+    basis = layer.methods["default"].basis
+    for name in (name for name in layer.family.frozen if name in right):
+        v = layer.tensors_of(name)["default"]
+        turn = torch.linalg.qr(torch.randn(v.shape[-1], v.shape[-1]))[0]
+        v.copy_(v @ turn if name == basis else torch.zeros_like(v))
+    model.load_state_dict(state)
+    for name, t in layer.tensors("default").items():
+        close(t, right[name])
 
 
 def test_the_other_lapack_is_another_one(tmp_path, monkeypatch):

@@ -304,6 +304,8 @@ def test_a_transposed_layer_starts_at_the_same_point():
         ({"scale": 0.0}, "scale: got 0.0"),
         ({"scale": float("nan")}, "scale: got nan"),
         ({"alpha": -1.0}, "alpha: got -1.0"),
+        ({"rslora": True}, "rslora: .* alpha is None"),
+        ({"rslora": "yes", "alpha": 1.0}, "rslora: got 'yes'"),
     ],
 )
 def test_options_that_are_wrong(options, words):

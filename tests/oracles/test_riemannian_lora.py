@@ -1,4 +1,4 @@
-"""Riemannian-preconditioned LoRA: `SGD` on `FixedRank` is its method to the last digit, and `Adam` on it is another one.
+"""Riemannian-preconditioned LoRA: `SGD` on `FixedRank` is its method, and `Adam` on `FixedRank` is another one.
 
 Zhang and Pilanci 2024 (2402.02347) scale gradients, gB (A A^T + d I)^-1 and (B^T B + d I)^-1 gA, and give them to an
 optimiser. With d = 0 that is one of this library's frame wherever the optimiser is linear: the push after the optimiser
@@ -103,8 +103,8 @@ def test_official_adam_is_adam_of_the_scaled_gradient_with_b_after_a():
 
 
 def test_our_adam_is_adam_between_the_two_halves():
-    """B - lr Adam(gB La^-T) La^-1 and A - lr Lb^-T Adam(Lb^-1 gA), by dense Cholesky factors; the first moment moves with
-    the point as the tangent vector that it stands for."""
+    """B - lr Adam(gB La^-T) La^-1 and A - lr Lb^-T Adam(Lb^-1 gA), by dense Cholesky factors; the first moment moves
+    with the point as the tangent vector that it stands for."""
     b, a = start()
     x, y = (t.detach().clone() for t in (b, a))
     optimizer = on_pair(Adam, b, a, lr=0.01)
@@ -229,8 +229,8 @@ def test_the_first_step_of_adam_is_pefts_where_the_factors_are_orthonormal_and_o
 
 
 def test_at_loras_start_both_move_b_alone():
-    """B = 0: P8 says that the exact step is undefined there. A zero factor counts as orthonormal here, as in the authors'
-    code for images; the gradient of A, B^T G = 0, moves nothing, and B takes the step that theirs takes."""
+    """At B = 0 the inverse of B^T B is undefined. A zero factor counts as orthonormal here, as in the authors' code for
+    images; the gradient of A, B^T G = 0, moves nothing, and B takes the step that theirs takes."""
     theirs, ours = adapted(), adapted()
     before = [p.detach().clone() for p in lora(ours)]
     train(theirs, riemannian.create_riemannian_optimizer(theirs, torch.optim.SGD, lr=0.05, reg=0.0), 1)
@@ -239,12 +239,47 @@ def test_at_loras_start_both_move_b_alone():
     assert [torch.equal(p, old) for p, old in zip(lora(ours), before, strict=True)] == [True, False] * 2
 
 
-def test_two_lines_on_stock_lora_learn():
-    for family, lr in ((SGD, 0.1), (AdamW, 0.02), (Muon, 0.02)):
-        model = adapted()
-        optimizer = family(param_groups(model), lr=lr)  # the first is that of peft.get_peft_model
-        losses = train(model, optimizer, 40)
-        assert losses[-1] < 0.9 * losses[0]
+def shallow(rows, rank, seed):
+    """Stock LoRA in float32, and data."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64))
+    model = peft.get_peft_model(net, peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["0", "2"]))
+    return model, torch.randn(rows, 64), torch.randn(rows, 64)
+
+
+def losses_of(model, optimizer, x, y, count):
+    losses = []
+    for _ in range(count):
+        optimizer.zero_grad()
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+FAMILIES = [(SGD, 0.3), (AdamW, 0.005), (Muon, 0.02)]
+EACH_FAMILY = pytest.mark.parametrize(("family", "lr"), FAMILIES, ids=[f.__name__ for f, _ in FAMILIES])
+
+
+@EACH_FAMILY
+def test_two_lines_on_stock_lora_learn(family, lr):
+    model, x, y = shallow(rows=64, rank=8, seed=0)
+    optimizer = family(param_groups(model), lr=lr)  # the first line is that of peft.get_peft_model
+    losses = losses_of(model, optimizer, x, y, 40)
+    assert max(losses) == losses[0]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.xfail(
+    reason="where B is all but dependent, A may grow by any factor in one step, and dB dA is not bounded"
+)
+@EACH_FAMILY
+def test_fewer_rows_than_ranks_do_no_harm(family, lr):
+    for seed in range(4):
+        model, x, y = shallow(rows=2, rank=8, seed=seed)
+        losses = losses_of(model, family(param_groups(model), lr=lr), x, y, 40)
+        assert max(losses) < 2 * losses[0]
 
 
 # P5: parameters that a host replaces. ---------------------------------------------------------------------------------
@@ -358,8 +393,8 @@ def test_rank_r_from_the_start_without_touching_the_base_weights():
 
     x = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     expected, weight = base()(x), base()[0].weight
-    for init in ("pissa", "olora"):
-        rewritten = adapted(init=init, base=base())
+    for init in ("pissa", "olora"):  # not in float64
+        rewritten = adapted(init=init, base=base().float())
         assert gap(rewritten.base_model.model[0].base_layer.weight, weight) > 0.01
     config = RiemannLoRAConfig(r=2, init="orthonormal", scale=0.5, target_modules=["0", "2"])
     model = peft.get_peft_model(base(), config)

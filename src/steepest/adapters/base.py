@@ -18,7 +18,8 @@ from steepest.spec import Spec
 Tensors = Mapping[str, Tensor]
 """The tensors of one adapter in one layer, trained and frozen, by their names."""
 GRADIENT = "_steepest_gradient"
-"""Attribute of a layer that holds the gradient of its weight, until an adapter takes it."""
+"""Attribute of a layer that holds the gradient of its weight, until an adapter takes it; and of a config that has been
+calibrated in this process, and so has to find gradients, where one that was read from a file need not."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -62,6 +62,7 @@ def calibrate(model: nn.Module, config: AdapterConfig, step: Callable[[], Any]) 
     for _, layer, grad in found:
         setattr(layer, GRADIENT, grad)
     config.calibrated = True
+    setattr(config, GRADIENT, True)
     return config
 
 

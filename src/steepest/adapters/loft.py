@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from steepest.adapters.base import Adapter, Source, Tensors, check_choice
-from steepest.adapters.bases import fix_signs, principal
+from steepest.adapters.bases import check_values, fix_signs, principal
 from steepest.adapters.reflections import paired, reflect
 from steepest.adapters.rotations import Cayley, CayleyNeumann, Exponential, Free, Givens, Reflections, Rotation
 from steepest.manifolds.base import Manifold
@@ -252,6 +252,13 @@ def butterfly(n: int, block: int, level: int) -> Tensor:
     return (joined[:, None] * half + torch.arange(half)).flatten()
 
 
+def principal_support(source: Source, rank: int) -> Tensor:
+    """The leading right singular vectors of W `(in, rank)`."""
+    v = principal(source.weight, rank)
+    check_values("r", rank, torch.linalg.vector_norm(source.weight @ v, dim=0), "; or another `support`")
+    return v
+
+
 def random_support(source: Source, rank: int) -> Tensor:
     """An orthonormal basis of a random subspace `(in, rank)`; by QR with fixed signs."""
     return fix_signs(torch.linalg.qr(source.normal(source.weight.shape[1], rank, purpose="support"))[0])
@@ -272,7 +279,7 @@ def gradient_support(source: Source, rank: int) -> Tensor:
 
 
 BASES: dict[str, Callable[[Source, int], Tensor]] = {
-    "principal": lambda source, rank: principal(source.weight, rank),
+    "principal": principal_support,
     "gradient": gradient_support,
     "random": random_support,
 }

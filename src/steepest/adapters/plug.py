@@ -261,14 +261,12 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         gradient = self.get_base_layer().__dict__.pop(GRADIENT, None)
         if gradient is not None:
             return double(_out_in(gradient, self.fan_in_fan_out))
-        if not config.calibrated:
+        if not config.calibrated or hasattr(config, GRADIENT):
             raise ValueError(
                 f"{key}: {method} starts from gradients; call steepest.adapters.calibrate(model, config, step) "
-                "before get_peft_model or add_adapter"
+                "before get_peft_model or add_adapter, each time"
             )
-        return torch.zeros_like(
-            double(self._weight())
-        )  # what was made of the true one is saved, and about to be loaded
+        return torch.zeros_like(double(self._weight()))  # all that is made of it is about to be loaded
 
     def _declare(self, adapter_name: str, method: Adapter) -> None:
         """Say which of the trained tensors are points of a manifold."""
@@ -310,15 +308,18 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         if not parametrize.is_parametrized(base, "weight"):
             base.weight.copy_(value)
             return
-        before = base.weight.detach().clone()
+        originals = list(base.parametrizations["weight"].parameters())
+        before = [p.clone() for p in originals]
+        value = value.to(base.weight.dtype)
         refused = "it has no right_inverse"
         try:
-            base.weight = value.to(before.dtype)
+            base.weight = value
             refused = "it changes what it is given"
         except (RuntimeError, NotImplementedError, ValueError) as error:
             refused = str(error)
-        if not torch.allclose(base.weight, value.to(before.dtype), rtol=1e-3, atol=1e-5):
-            base.weight = before
+        if not torch.allclose(base.weight, value, rtol=1e-3, atol=1e-5):
+            for p, as_it_was in zip(originals, before, strict=True):
+                p.copy_(as_it_was)
             raise ValueError(
                 f"merge: the weight of {type(base).__name__} is made by a parametrisation that cannot give the merged "
                 f"one ({refused}). Call torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') first."
@@ -458,7 +459,8 @@ def _check_bases(layer: AdapterLayer, _: Any) -> None:
                 "dtype; or train with save_bases=True, which keeps the bases in the adapter's file."
             )
         for other, value in method.bases(source, found).items():
-            layer.tensors_of(other)[adapter_name] = value.to(basis.device, basis.dtype)
+            kept = value.to(basis.device, basis.dtype if value.is_floating_point() else value.dtype)
+            layer.tensors_of(other)[adapter_name] = kept.contiguous()
 
 
 def _shaken(method: Adapter, trained: dict[str, Tensor], source: Source) -> dict[str, Tensor]:
@@ -482,7 +484,8 @@ def _sizes(base: nn.Module) -> Any:
 
 def _is_plain(weight: Any) -> bool:
     """Whether a weight is what it stands for: not packed into few bits, nor missing."""
-    return weight is not None and weight.is_floating_point() and weight.itemsize > 1
+    packed = type(weight).__module__.startswith("torchao.")
+    return weight is not None and not packed and weight.is_floating_point() and weight.itemsize > 1
 
 
 def _answers(base: Any) -> Tensor:

@@ -76,8 +76,11 @@ class RiemannLoRA(Adapter):
         check_choice("init", self.init, STARTS)
         check_rank("r", self.r, 2**31, "the rank")
         check_range("scale", self.scale, open_low=True)
+        check_choice("rslora", self.rslora, (True, False))
         if self.alpha is not None:
             check_range("alpha", self.alpha, open_low=True)
+        elif self.rslora:
+            raise ValueError("rslora: says how alpha is divided, and alpha is None; give a number, or leave rslora out")
 
     def factor(self) -> float:
         """s."""

@@ -35,8 +35,8 @@ class FixedRank(Manifold):
 
     (B M, M^-1 A) is the same W for every invertible M, and the metric tr(U_B A A^H V_B^H) + tr(U_A^H B^H B V_A) does
     not see the difference: whatever the scaling of the factors, an optimiser that acts on singular values or linearly
-    (SGD, momentum, Muon) makes the same steps of W, and an entrywise one (Adam) does so under lower triangular M,
-    scalings among them. With La La^H = A A^H and Lb Lb^H = B^H B, `push((B, A), (hB, hA)) = (hB La^-1, Lb^-H hA)`.
+    (SGD, momentum, Muon) makes the same steps of W, and an entrywise one (Adam) does so under diagonal M. With
+    La La^H = A A^H and Lb Lb^H = B^H B, `push((B, A), (hB, hA)) = (hB La^-1, Lb^-H hA)`.
 
     LoRA starts from B = 0, where that metric is degenerate: a zero factor counts as orthonormal, so that the other
     one's gradient, zero there, moves nothing. Within a factor, a direction that is dependent on the ones before it, up

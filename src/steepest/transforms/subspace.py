@@ -141,7 +141,8 @@ class Subspace(Nest):
         basis = self._basis(state, view, ctx)
         low = view.turned(value) @ basis
         if not self.projector.orthonormal:
-            low = torch.linalg.solve(basis.mH @ basis, low.mH).mH
+            factor, _ = torch.linalg.cholesky_ex(basis.mH @ basis)  # torch's LU of batches is wrong on CPUs from 160 on
+            low = torch.cholesky_solve(low.mH, factor).mH
         return view.flipped(low)
 
     # Moving. ----------------------------------------------------------------------------------------------------------
