@@ -98,7 +98,7 @@ def infeasibility(model) -> float:
     for name, p in model.named_parameters():
         v = p.detach().double()
         v = v.mT if ".lora_A" in name or "delora_A" in name else v
-        v = v.reshape(v.shape[-2:])  # one block
+        v = v.reshape(v.shape[-2:]) if "loft_theta" in name else v  # one block
         gram = v.mT @ v if v.ndim == 2 else None
         if any(key in name for key in ("hra_u", "delora_A")):
             gaps.append((gram.diagonal() - 1).abs().max())

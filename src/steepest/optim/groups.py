@@ -59,6 +59,16 @@ def param_groups(
     >>> groups = param_groups(torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Linear(4, 2)))
     >>> [(g["role"], g["param_names"]) for g in groups]
     [('matrix', ['1.weight']), ('embedding', ['0.weight']), ('other', ['1.bias'])]
+
+    Riemannian-preconditioned LoRA (Zhang and Pilanci 2024, 2402.02347) is `SGD` on these groups, without their damping:
+    an adapter as PEFT makes it, and one line.
+
+    >>> import peft
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 6))
+    >>> model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["0"]))
+    >>> optimizer = SGD(param_groups(model), lr=0.1)  # or AdamW, Muon, ..., which no scaling of the factors changes
+    >>> optimizer.param_groups[0]["geometry"]
+    {'kind': 'FixedRank', 'turn': 0.03}
     """
     patterns = (other,) if isinstance(other, str) else tuple(other)
     model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model

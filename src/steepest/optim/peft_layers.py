@@ -7,6 +7,7 @@ What `param_groups` makes of the trainable parameters of each method (PEFT 0.21)
 | method | parameters | |
 |---|---|---|
 | LoRA, with all initialisations and variants | `lora_B`, `lora_A` | one point W = B A, of `FixedRank` |
+| MiCA, asymmetric LoRA | `lora_A` or `lora_B` | matrix: the other one is frozen |
 | HRA | `hra_u` | `Oblique`: the reflection I - 2 u u^T / <u, u> does not see the length of u |
 | DeLoRA | `delora_A` | `Oblique`, by its rows, which the layer divides by their norms |
 | | `delora_B` | other: it starts from zero, which has no direction |
@@ -17,8 +18,9 @@ What `param_groups` makes of the trainable parameters of each method (PEFT 0.21)
 | RoAd | `road_theta`, `road_alpha` | other: angles and gains |
 | OSF | `U_low`, `S_low`, `V_low` | other: orthonormal at the start only; see `keep_protected` |
 | AdaMSS, GLoRA, GraLoRA, HiRA, LoHa, LoKr, Poly | their factors | other |
-| C3A, MiSS, RandLoRA | their matrices | other |
+| C3A, MiSS, RandLoRA, trainable tokens, VB-LoRA | their matrices | other |
 | Lily, PEANuT; GraLoRA's and Super-Tuning's LoRA | linear layers | matrix |
+| LN tuning | the layers that it thaws | as in the model itself |
 | BEFT, FourierFT, FRoD, IA3, PVeRA, SHiRA, TinyLoRA, Uni-LoRA, VeRA, WaveFT | vectors | other |
 
 The manifolds ask for lengths, or for orthonormal columns, that PEFT's start does not have. Such parameters are moved
