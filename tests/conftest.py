@@ -1,5 +1,9 @@
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import settings
 
 torch.set_num_threads(1)  # small matrices; the suite runs in several processes instead
@@ -30,3 +34,13 @@ def unconstrained(monkeypatch: pytest.MonkeyPatch) -> None:
     """No tensor of the test has a geometry: an optimiser that is given bare ones need not look for it among all living
     modules, which takes tenths of a second in a process that has loaded as much as this one."""
     monkeypatch.setattr("steepest.optim.engine.constrained", lambda ids: iter(()))
+
+
+@pytest.fixture
+def gloo(tmp_path: Path) -> Iterator[None]:
+    """A group of this process alone."""
+    if not dist.is_available() or dist.is_initialized():
+        pytest.skip("needs a process group of its own")
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

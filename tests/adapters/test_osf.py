@@ -146,7 +146,7 @@ def test_every_optimiser_of_torch(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", STEEPEST)
+@pytest.mark.parametrize("name", sorted(STEEPEST.keys() - {"composed"}))
 def test_every_optimiser_of_steepest(name):
     model = adapted()
     family = STEEPEST[name]
@@ -312,15 +312,6 @@ def _in_float(model, x):
 
 
 # Hosts. ---------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def gloo(tmp_path):
-    if not dist.is_available() or dist.is_initialized():
-        pytest.skip("needs a process group of its own")
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def sharded_run(processes, keep):

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from steepest import SPD, Adam, FixedRank, Muon, Stiefel, constrain, param_groups
@@ -214,15 +213,6 @@ def test_submodule_called_module_keeps_its_name():
     outer = nn.Module()
     outer.module = nn.Linear(2, 2)
     assert [n for g in param_groups(outer) for n in g["param_names"]] == ["module.weight", "module.bias"]
-
-
-@pytest.fixture
-def gloo(tmp_path):
-    if not dist.is_available() or dist.is_initialized():
-        pytest.skip("needs a process group of its own")
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def test_distributed_data_parallel(gloo):

@@ -330,15 +330,6 @@ def tiny(transformers):
     return transformers.BertForSequenceClassification(config)
 
 
-@pytest.fixture
-def gloo(tmp_path):
-    if not dist.is_available() or dist.is_initialized():
-        pytest.skip("needs a process group of its own")
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
 @EACH
 def test_distributed_data_parallel(case, gloo):
     model = adapted(case)

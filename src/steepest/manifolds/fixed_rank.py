@@ -47,7 +47,9 @@ class FixedRank(Manifold):
 
     Args:
         turn: largest change of W through A in one step, |B dA| / |B A| in the Frobenius norm: about the angle, in
-            radians, by which the row space turns. None: not bounded. `param_groups` takes 0.03 for LoRA.
+            radians, by which the row space turns. What both factors change together is bounded alike, |dB dA| by `turn`
+            times the larger of |B A| and |dB A|: where B is nearly dependent, as when a batch has fewer rows than B has
+            columns, dA may be long though B dA is short. None: not bounded. `param_groups` takes 0.03 for LoRA.
 
     Mishra, Apuroop and Sepulchre 2012 (1211.1550); Tong, Ma and Chi 2021 (2005.08898); Zhang and Pilanci 2024
     (2402.02347). That the r x r algebra is in float64 with so little damping keeps the invariance; see the tests.
@@ -94,15 +96,17 @@ class FixedRank(Manifold):
         return times(h[0], f.la_inv @ to.la), (to.lb.mH @ f.lb_inv.mH).to(h[1].dtype) @ h[1]
 
     def _move(self, f: FixedRankFrame, h: Pair) -> Pair:
-        vb, va = self._push(f, (h[0], self._bounded(f, h[1])))
-        return f.b + vb, f.a + va
+        vb, va = self._push(f, h)
+        return f.b + vb, f.a + (va if self.turn is None else va * self._turned(f, h, vb, va).to(va.dtype))
 
-    def _bounded(self, f: FixedRankFrame, ha: Tensor) -> Tensor:
-        if self.turn is None:
-            return ha
-        whole = torch.linalg.matrix_norm(f.lb.mH @ f.la, keepdim=True)  # |B A|, in r x r; |B dA| is |hA|
-        part = torch.linalg.matrix_norm(ha, keepdim=True).clamp_min(torch.finfo(ha.dtype).tiny)
-        return ha * (self.turn * whole / part).clamp_max(1).to(ha.dtype)
+    def _turned(self, f: FixedRankFrame, h: Pair, vb: Tensor, va: Tensor) -> Tensor:
+        """How much of dA is within the bounds, at most 1: all norms in r x r."""
+        tiny = torch.finfo(va.dtype).tiny
+        ba = torch.linalg.matrix_norm(f.lb.mH @ f.la, keepdim=True)  # |B A|
+        dba, bda = (torch.linalg.matrix_norm(c, keepdim=True) for c in h)  # |dB A|, |B dA|
+        dbda = ((vb.mH @ vb) * (va @ va.mH).mT).real.sum((-2, -1), keepdim=True).clamp_min(0).sqrt()
+        bound = torch.minimum(ba / bda.clamp_min(tiny), torch.maximum(ba, dba) / dbda.clamp_min(tiny))
+        return (self.turn * bound).clamp_max(1)
 
     def horizontal(self, x: Pair, v: Pair) -> Pair:
         """v without its part along (B N, -N A), which does not change W: the shortest v with the same dW = dB A + B dA.
