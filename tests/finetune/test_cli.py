@@ -28,7 +28,18 @@ def test_help_tells_every_option_without_loading_the_heavy_packages():
     code = f"import sys; from steepest.cli import build; build(); print({heavy})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
     text = CliRunner().invoke(build(), ["finetune", "--help"], env={"COLUMNS": "200"}).output
-    for flag in ("--model", "--data", "--optimizer", "--geometry", "--resume", "--no-baseline", "--output"):
+    for flag in (
+        "--model",
+        "--data",
+        "--optimizer",
+        "--adapter",
+        "--adapter-option",
+        "--calibration-batches",
+        "--geometry",
+        "--resume",
+        "--no-baseline",
+        "--output",
+    ):
         assert flag in text
 
 
@@ -36,6 +47,7 @@ def test_help_tells_every_option_without_loading_the_heavy_packages():
     ("arguments", "words"),
     [
         (["--optimizer", "adm"], "'adam'"),
+        (["--adapter", "hra", "--adapter-option", "r=2", "--adapter-option", "strct=true"], "'strict'"),
         (["--data", "nowhere.csv"], "nowhere.csv: no such file"),
         (["--resume"], "no interrupted run"),
         (["--steps", "many"], "--steps"),

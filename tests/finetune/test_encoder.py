@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from steepest.finetune import encoder
+from steepest.finetune import adapters, encoder
 from steepest.runs.errors import UserError
 
 CPU = torch.device("cpu")
@@ -25,7 +25,8 @@ def test_embedding_is_the_mean_over_the_tokens_whatever_the_padding(tiny_model):
 
 def test_lora_sits_on_every_linear_layer_of_the_stack(tiny_model):
     backbone, _ = encoder.load(tiny_model, torch.float32, CPU)
-    model = encoder.add_lora(backbone, 2, 4)
+    lora = adapters.method("lora")
+    model = adapters.adapt(backbone, lora, lora.configured([], 2, 4), lambda: None)
     adapted = [name for name, _ in model.named_modules() if name.endswith("lora_A")]
     assert len(adapted) == 2 * 6
     assert not [name for name in adapted if "pooler" in name]

@@ -24,14 +24,31 @@ def command(
     optimizer: Annotated[
         str | None, typer.Option(help="adam, adamw, muon, sgd, shampoo, ...; a wrong name lists all.  [adam]")
     ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="lora, pissa, dora, oft, loft, hra, ...; a wrong name lists all.  [lora]")
+    ] = None,
+    adapter_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="An option of the adapter's config, repeatable; a wrong key lists all."),
+    ] = None,
     geometry: Annotated[
         str | None,
-        typer.Option(help="fixed-rank: LoRA's product is one point; euclidean: two plain factors.  [fixed-rank]"),
+        typer.Option(
+            help="Of LoRA and its kind. fixed-rank: the product is one point; euclidean: two plain factors.  "
+            "[fixed-rank]"
+        ),
     ] = None,
-    rank: Annotated[int | None, typer.Option(help="Rank of the adapter.  [8]")] = None,
-    alpha: Annotated[float | None, typer.Option(help="Scale of the adapter: alpha / rank.  [16]")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.  [by optimiser and geometry]")] = None,
-    baseline_lr: Annotated[float | None, typer.Option(help="The same for AdamW beside it.  [0.001]")] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of the adapter.  [8 for LoRA; its config's]")] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Scale of the adapter: alpha / rank.  [16 for LoRA; its config's]")
+    ] = None,
+    calibration_batches: Annotated[
+        int | None, typer.Option(help="Batches that give an adapter the gradients that it starts from.  [4]")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.  [by optimiser, adapter and geometry]")] = None,
+    baseline_lr: Annotated[
+        float | None, typer.Option(help="The same for AdamW beside it.  [0.001; by adapter]")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps.  [60]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows in a step.  [32]")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Length at which texts are cut.  [64]")] = None,
@@ -48,11 +65,11 @@ def command(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --output.")] = False,
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Leave out the AdamW run beside it.")] = False,
 ) -> None:
-    """Adapt a transformer with LoRA, score it before and after, and write adapter and report."""
+    """Adapt a transformer with LoRA or another adapter, score it before and after, and write adapter and report."""
     options: dict[str, Any] = dict(locals())
     for name in ("output", "resume", "no_baseline"):
         del options[name]
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in options.items() if value not in (None, [])}
     sys.exit(run(given | ({"baseline": False} if no_baseline else {}), output, resume))
 
 

@@ -84,7 +84,8 @@ def load(folder: Path) -> Checkpoint | None:
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
     """Copies, on the CPU, of the parameters that are trained, by name."""
-    return {name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
+    mine = {name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
+    return {name: p.clone(memory_format=torch.contiguous_format) for name, p in mine.items()}
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""A pre-trained transformer as a function from token ids to one vector per text, with LoRA on its linear layers."""
+"""A pre-trained transformer as a function from token ids to one vector per text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import importlib.metadata
 import os
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,17 +72,6 @@ def load(model: str | None, dtype: torch.dtype, device: torch.device) -> tuple[n
         )
     # Evaluation mode throughout: no dropout, so that runs differ by their optimiser and by nothing else.
     return backbone.eval().requires_grad_(False).to(device), tokenizer
-
-
-def add_lora(backbone: nn.Module, rank: int, alpha: float) -> Any:
-    """The transformer with a LoRA adapter on all linear layers of its stack."""
-    from peft import LoraConfig, get_peft_model
-
-    layers = linear_layers(backbone)
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers, lora_dropout=0.0)  # type: ignore[arg-type]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of transformers, about a name that PEFT uses
-        return get_peft_model(backbone, config).eval()
 
 
 def linear_layers(backbone: nn.Module) -> str:

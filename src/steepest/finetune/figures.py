@@ -14,6 +14,13 @@ RUN_DASHES = ("-", (0, (4, 1.5)))
 BASELINE_COLOR = "#9a9a9a"
 SIZE = (5.6, 3.4)
 FLAT = (5.6, 2.4)
+MEASURED = {
+    "change": ("change", "Change of the weights, |W' - W| / |W|", "log"),
+    "condition-B": ("cond_B", "Condition number of B", "log from 1"),
+    "condition-A": ("cond_A", "Condition number of A", "log from 1"),
+    "stable-rank": ("stable_rank", "Stable rank of one step's change of B A", "linear from 1"),
+}
+"""Pictures of what is measured inside the adapter: key, title, and y axis."""
 
 
 def draw(results: dict[str, Any]) -> dict[str, bytes]:
@@ -23,11 +30,14 @@ def draw(results: dict[str, Any]) -> dict[str, bytes]:
         "scores": scores(results["scores"], list(runs)),
         "loss-step": loss(runs, against_time=False),
         "loss-time": loss(runs, against_time=True),
-        "condition-B": spread(runs, "cond_B", "Condition number of B", log=True),
-        "condition-A": spread(runs, "cond_A", "Condition number of A", log=True),
-        "stable-rank": spread(runs, "stable_rank", "Stable rank of one step's change of B A", log=False),
+        **{name: spread(runs, *drawn) for name, drawn in MEASURED.items() if measured(runs, drawn[0])},
         "cost": cost(runs),
     }
+
+
+def measured(runs: dict[str, Any], key: str) -> bool:
+    """Whether any run has that measurement; not all adapters have all of them."""
+    return any(m.get(key) is not None for run in runs.values() for m in run["measured"])
 
 
 def scores(table: dict[str, Any], runs: list[str]) -> bytes:
@@ -73,19 +83,21 @@ def _seconds(run: dict[str, Any]) -> np.ndarray:
     return np.cumsum(np.array(run["gradient_seconds"]) + np.array(run["optimizer_seconds"]))
 
 
-def spread(runs: dict[str, Any], key: str, title: str, *, log: bool) -> bytes:
+def spread(runs: dict[str, Any], key: str, title: str, scale: str) -> bytes:
     """A measurement over time: the median over the layers as a line, from the least to the greatest as a band."""
     with picture(SIZE) as (figure, buffer):
         axes = figure.subplots()
         for (name, run), color, dashes in zip(runs.items(), RUN_COLORS, RUN_DASHES, strict=False):
-            rows = [(m["step"], *m[key]) for m in run["measured"] if m[key] is not None]
+            rows = [(m["step"], *m[key]) for m in run["measured"] if m.get(key) is not None]
             if rows:
                 steps, low, middle, high = np.array(rows).T
                 axes.fill_between(steps, low, high, color=color, alpha=0.15, lw=0)
                 axes.plot(steps, middle, color=color, ls=dashes, lw=2, label=name)
         axes.set(title=title, xlabel="step", xlim=(0, max(len(run["loss"]) for run in runs.values())))
-        if log:
+        if scale == "log from 1":
             _log_axis(axes)
+        elif scale == "log":
+            axes.set_yscale("log")
         else:
             axes.set_ylim(1, None)
         legend_below(figure, axes)

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from steepest.finetune import checkpoint, data, encoder, report
+from steepest.finetune import adapters, checkpoint, data, encoder, report
 from steepest.finetune.scores import Scores
 from steepest.finetune.settings import Settings
 from steepest.finetune.tasks import TASKS, Classifier, Task
-from steepest.finetune.train import History, baseline_optimizer, chosen_optimizer, train
+from steepest.finetune.train import History, baseline_optimizer, batch, chosen_optimizer, train
 from steepest.runs import files
 from steepest.runs.errors import check_packages
 from steepest.runs.optimizers import known_optimizers
@@ -67,6 +67,9 @@ class Job:
     output: Path
     stop: Stop
     say: Callable[[str], None]
+    trained: int = 0
+    total: int = 0
+    """Parameters of the model, once it is loaded."""
 
     def run(self) -> dict[str, Any]:
         """All stages, in their order."""
@@ -91,14 +94,21 @@ class Job:
         """Model with a fresh adapter, the same for equal seeds; PEFT's part of it; and the task with its tokens."""
         s = self.settings
         base, tokenizer = encoder.load(s.model, DTYPES[s.dtype], torch.device(s.device))
+        task, pad = TASKS[split.kind](split, tokenizer, s), tokenizer.pad_token_id or 0
         torch.manual_seed(s.seed)
-        backbone = encoder.add_lora(base, s.rank, s.alpha)
-        task = TASKS[split.kind](split, tokenizer, s)
-        model = task.model(backbone, tokenizer.pad_token_id or 0)
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        total = sum(p.numel() for p in model.parameters())
-        self.say(f"model: {s.model or encoder.DEFAULT_PACKAGE}; {trained:,} of {total:,} parameters are trained")
+        backbone = adapters.adapt(base, s.method(), s.configured(), lambda: self.calibrate(base, task, pad))
+        model = task.model(backbone, pad)
+        self.trained, self.total = adapters.count(model)
+        name = s.model or encoder.DEFAULT_PACKAGE
+        self.say(f"model: {name}; {self.trained:,} of {self.total:,} parameters are trained")
         return model, backbone, task
+
+    def calibrate(self, base: nn.Module, task: Task, pad: int) -> None:
+        """Gradients of the task's loss on the first batches, for an adapter that starts from them."""
+        model = task.model(base, pad)
+        task.prepare(model)
+        for step in range(self.settings.calibration_batches or 0):
+            task.loss(model, batch(step, len(task.train), self.settings.batch_size, self.settings.seed)).backward()
 
     def scored(self, name: str, compute: Callable[[], Scores]) -> Scores:
         """The scores in the file `name`, computed first where there are none."""
@@ -128,6 +138,22 @@ class Job:
 
         checkpoint.load_trainable(model, load_file(self.output / "initial.safetensors"))
 
+    def adapter(self) -> dict[str, Any]:
+        """What the report says of the adapter."""
+        s, method = self.settings, self.settings.method()
+        named = {name: value for name, value in (("rank", s.rank), ("alpha", s.alpha)) if value is not None}
+        shown = {method.rank(), method.alpha()}
+        given = [text for text in s.adapter_option if text.partition("=")[0] not in shown]
+        return {
+            "name": method.name,
+            "label": method.label,
+            "ours": method.ours,
+            "orthogonal": method.orthogonal(s.configured()[0]),
+            "options": [f"{name} {value:g}" for name, value in named.items()] + given,
+            "trained": self.trained,
+            "total": self.total,
+        }
+
     def report(
         self, split: data.Split, task: Task, scores: dict[str, Scores], runs: dict[str, History]
     ) -> dict[str, Any]:
@@ -143,6 +169,7 @@ class Job:
                 "train_groups": len({r.group for r in split.train}),
                 "test_groups": len({r.group for r in split.test}),
             },
+            "adapter": self.adapter(),
             "settings": self.settings.to_json(),
             "versions": versions(PACKAGES),
             "scores": {name: s.to_json() | {"interval": s.interval()} for name, s in scores.items()},
@@ -157,8 +184,10 @@ class Job:
 
 
 def run_name(settings: Settings) -> str:
-    """The chosen optimiser and geometry, as the report calls them."""
-    return f"{known_optimizers()[settings.optimizer].__name__} ({settings.geometry})"
+    """The chosen optimiser, the adapter where it is not LoRA, and its geometry, as the report calls them."""
+    label = "" if settings.adapter == "lora" else settings.method().label
+    words = [word for word in (label, settings.geometry) if word]
+    return f"{known_optimizers()[settings.optimizer].__name__} ({', '.join(words)})"
 
 
 def save_adapter(model: nn.Module, backbone: Any, folder: Path) -> None:

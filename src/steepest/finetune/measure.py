@@ -1,8 +1,14 @@
-"""What is measured of an adapter while it trains: all from r x r and 2r x 2r matrices, never from W = B A itself."""
+"""What is measured of an adapter while it trains.
+
+Of pairs of LoRA factors from r x r and 2r x 2r matrices, never from W = B A itself; of adapters of all kinds by what
+their layers make of fixed inputs, whatever their parametrisation is.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +56,68 @@ def _stable_rank(left: Tensor, right: Tensor) -> float | None:
     core = torch.linalg.qr(left).R @ torch.linalg.qr(right.mT).R.mT
     values = torch.linalg.svdvals(core)
     return (values.square().sum() / values[0].square()).item() if values[0] > 0 else None
+
+
+PROBES = 64
+"""Inputs by which the change of a layer is measured. The norm of a change of rank one is off by a tenth, most likely;
+one of higher rank by less."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What the adapted layers do before training, to which `change` and `drift` compare them."""
+
+    responses: list[Tensor]
+    singular_values: list[Tensor]
+    """Of each layer; empty where they are not asked for."""
+
+    @classmethod
+    def of(cls, model: nn.Module, *, dense: bool = False) -> Start:
+        """The adapted layers as they are now; with `dense` also their singular values, for `drift`."""
+        layers = adapted_layers(model)
+        return cls([_probed(x) for x in layers], [singular_values(x) for x in layers] if dense else [])
+
+    def changes(self, model: nn.Module) -> list[float | None]:
+        """|W' - W|_F / |W|_F of each layer, from its responses to `PROBES` normal inputs."""
+        now = [_probed(layer) for layer in adapted_layers(model)]
+        return [((y - x).norm() / x.norm()).item() for x, y in zip(self.responses, now, strict=True)]
+
+    def drifts(self, model: nn.Module) -> list[float | None]:
+        """By how much a singular value of each layer has moved at most, relative to the largest."""
+        now = [singular_values(layer) for layer in adapted_layers(model)]
+        return [((y - x).abs().max() / x.max()).item() for x, y in zip(self.singular_values, now, strict=True)]
+
+
+def adapted_layers(model: nn.Module) -> list[Any]:
+    """PEFT's layers, in the model's order."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [m for m in model.modules() if isinstance(m, BaseTunerLayer) and hasattr(m.get_base_layer(), "weight")]
+
+
+@torch.no_grad()
+def response(layer: Any, x: Tensor) -> Tensor:
+    """What a layer adds to its output for rows x `(k, in)`, in float64: x W'^T `(k, out)`, where it is linear."""
+    weight = layer.get_base_layer().weight
+    rows = torch.cat([torch.zeros_like(x[:1]), x]).to(weight.device, weight.dtype)
+    y = layer(rows).double()
+    return y[1:] - y[:1]
+
+
+def _probed(layer: Any) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return response(layer, torch.randn(PROBES, _inputs(layer), generator=generator))
+
+
+def singular_values(layer: Any) -> Tensor:
+    """Those of W', in ascending order, from the smaller of its Gram matrices."""
+    w = response(layer, torch.eye(_inputs(layer)))
+    w = w if w.shape[0] >= w.shape[1] else w.mT
+    return torch.linalg.eigvalsh(w.mT @ w).clamp_min(0).sqrt()
+
+
+def _inputs(layer: Any) -> int:
+    return layer.get_base_layer().in_features
 
 
 def spread(values: list[float | None]) -> list[float] | None:

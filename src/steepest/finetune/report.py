@@ -17,6 +17,7 @@ CAPTIONS = {
     "Grey: without training. Colour: after training.",
     "loss-step": "What training minimises; lower is better. Faint: each batch. Bold: running mean.",
     "loss-time": "The same against seconds of computing, which also counts what the optimiser itself costs.",
+    "change": "How far the adapter has moved the weights, in Frobenius norms. Line: median layer; band: all layers.",
     "condition-B": "Largest over smallest singular value of LoRA's factor B. Line: median layer; band: all layers. "
     "Large numbers mean that some directions of the adapter are hardly used.",
     "condition-A": "The same for the factor A.",
@@ -42,6 +43,8 @@ def render(results: dict[str, Any], pictures: dict[str, bytes]) -> str:
         **results,
         summary=summary(results),
         captions=CAPTIONS,
+        alts={name: title for name, (_, title, _) in figures.MEASURED.items()},
+        inside=[name for name in figures.MEASURED if name in pictures],
         costs=costs(results["runs"]),
         default_values={"model": f"{DEFAULT_PACKAGE} {DEFAULT_VERSION}", "data": results["task"]["source"]},
     )
@@ -110,6 +113,7 @@ def costs(runs: dict[str, Any]) -> list[dict[str, Any]]:
             "seconds": sum(run["gradient_seconds"]) + sum(run["optimizer_seconds"]),
             "mebibytes": run["state_bytes"] / 2**20,
             "residual": max(m["residual"] for m in run["measured"]),
+            "drift": run.get("drift"),
         }
         for name, run in runs.items()
     ]

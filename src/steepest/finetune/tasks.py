@@ -43,8 +43,12 @@ class Task(abc.ABC):
     def evaluate(self, model: nn.Module) -> Scores:
         """Score of the model on the held-out rows."""
 
+    def prepare(self, model: nn.Module) -> None:  # noqa: B027  (most tasks have nothing to fit)
+        """Fit a head to the vectors of the pre-trained model."""
+
     def frozen(self, model: nn.Module) -> Scores:
         """Score of the pre-trained model, before any training; a head is fitted to its vectors."""
+        self.prepare(model)
         return self.evaluate(model)
 
     @abc.abstractmethod
@@ -171,7 +175,7 @@ class Classification(Task):
         return self._scores([self.labels[i] for i in embed(model, self.test_ids).argmax(1).tolist()])
 
     @torch.no_grad()
-    def frozen(self, model: nn.Module) -> Scores:
+    def prepare(self, model: nn.Module) -> None:
         """Logistic regression on the frozen vectors; the head is set to it."""
         from sklearn.linear_model import LogisticRegression
 
@@ -181,7 +185,6 @@ class Classification(Task):
             weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
         model.head.weight.copy_(weight)  # type: ignore[union-attr, operator]
         model.head.bias.copy_(bias)  # type: ignore[union-attr, operator]
-        return self.evaluate(model)
 
     def tfidf(self) -> Scores:
         """Logistic regression on TF-IDF vectors."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from steepest.adapters.penalty import penalty
 from steepest.finetune import checkpoint, measure
 from steepest.finetune.checkpoint import Checkpoint
 from steepest.finetune.settings import Settings
@@ -33,22 +34,38 @@ class History:
     """Forward and backward pass."""
     optimizer_seconds: list[float] = field(default_factory=list)
     measured: list[dict[str, Any]] = field(default_factory=list)
-    """`step`, `residual`, and least, median and greatest over the layers of `cond_B`, `cond_A` and `stable_rank`."""
+    """`step`, `residual`, and least, median and greatest over the layers of `change` and, where LoRA's factors are
+    trained, of `cond_B`, `cond_A` and `stable_rank`."""
     state_bytes: int = 0
+    drift: list[float] | None = None
+    """For an orthogonal adapter: by how much singular values have moved at the end, relative to a layer's largest;
+    least, median and greatest over the layers."""
 
 
 def chosen_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """The optimiser of the settings, on LoRA's products W = B A (fixed-rank) or on its factors (euclidean)."""
+    """The optimiser of the settings, on the geometry of the adapter; pairs of LoRA factors are one point W = B A each
+    (fixed-rank) or two matrices (euclidean)."""
     from steepest import param_groups
 
-    plain = {} if settings.geometry == "fixed-rank" else {"lora": None}
-    groups = param_groups(model, other=("head.*",), **plain)
-    return known_optimizers()[settings.optimizer](groups, lr=settings.lr)
+    other = ("head.*",)
+    flat = settings.geometry == "euclidean"
+    groups = param_groups(model, other=other, lora=None) if flat else param_groups(model, other=other)
+    return _kept(known_optimizers()[settings.optimizer](groups, lr=settings.lr), model, settings)
 
 
 def baseline_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """torch's AdamW on the same parameters."""
-    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=settings.baseline_lr)
+    """torch's AdamW on the same parameters, without any geometry."""
+    assert settings.baseline_lr is not None  # of settings that are checked
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=settings.baseline_lr)
+    return _kept(optimizer, model, settings)
+
+
+def _kept(optimizer: torch.optim.Optimizer, model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    """The optimiser with what the adapter asks of every one."""
+    keep = settings.method().keep
+    if keep is not None:
+        keep(optimizer, model)
+    return optimizer
 
 
 def train(
@@ -67,11 +84,12 @@ def train(
     optimizer = build(model, settings)
     rates = [group["lr"] for group in optimizer.param_groups]
     torch.manual_seed(settings.seed)
+    fresh = measure.Start.of(model, dense=settings.method().orthogonal(settings.configured()[0]))
     history, start = resume(model, optimizer, folder)
     with stop.deferred(), progress_bar(label, start, settings.steps) as bar:
         for step in range(start, settings.steps):
             set_rates(optimizer, rates, schedule(step, settings.steps))
-            take_step(model, task, optimizer, step, settings, history)
+            take_step(model, task, optimizer, step, settings, history, fresh)
             bar.set_postfix(
                 loss=f"{history.loss[-1]:.3f}", residual=f"{history.measured[-1]['residual']:.1e}", refresh=False
             )
@@ -85,14 +103,20 @@ def train(
 
 
 def take_step(
-    model: nn.Module, task: Task, optimizer: torch.optim.Optimizer, step: int, settings: Settings, history: History
+    model: nn.Module,
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    settings: Settings,
+    history: History,
+    fresh: measure.Start,
 ) -> None:
-    """One step, and its notes in `history`."""
+    """One step, and its notes in `history`; `fresh` is what the adapter was before training."""
     measured = step % settings.measure_every == 0 or step + 1 == settings.steps
     before = measure.lora_pairs(model) if measured else []
     device = next(model.parameters()).device
     clocks = [seconds(device)]
-    loss = task.loss(model, batch(step, len(task.train), settings.batch_size, settings.seed))
+    loss = task.loss(model, batch(step, len(task.train), settings.batch_size, settings.seed)) + penalty(model)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     clocks.append(seconds(device))
@@ -110,8 +134,10 @@ def take_step(
     history.gradient_seconds.append(clocks[1] - clocks[0])
     history.optimizer_seconds.append(clocks[2] - clocks[1])
     if measured:
-        history.measured.append(_measurements(model, optimizer, before, step + 1))
+        history.measured.append(_measurements(model, optimizer, before, fresh, step + 1))
         history.state_bytes = state_bytes(optimizer)
+    if fresh.singular_values and step + 1 == settings.steps:
+        history.drift = measure.spread(fresh.drifts(model))
 
 
 def _step(optimizer: torch.optim.Optimizer, step: int) -> None:
@@ -125,16 +151,20 @@ def _finite(model: nn.Module) -> bool:
     return all(bool(p.isfinite().all()) for p in model.parameters() if p.requires_grad)
 
 
-def _measurements(model: nn.Module, optimizer: Any, before: list[measure.Pair], step: int) -> dict[str, Any]:
-    after = measure.lora_pairs(model)
-    cond_b, cond_a = measure.condition_numbers(after)
-    return {
+def _measurements(
+    model: nn.Module, optimizer: Any, before: list[measure.Pair], fresh: measure.Start, step: int
+) -> dict[str, Any]:
+    found = {
         "step": step,
-        "cond_B": measure.spread(cond_b),
-        "cond_A": measure.spread(cond_a),
-        "stable_rank": measure.spread(measure.stable_ranks(before, after)),
+        "change": measure.spread(fresh.changes(model)),
         "residual": optimizer.residual() if hasattr(optimizer, "residual") else 0.0,
     }
+    after = measure.lora_pairs(model)
+    if after:
+        cond_b, cond_a = measure.condition_numbers(after)
+        found["cond_B"], found["cond_A"] = measure.spread(cond_b), measure.spread(cond_a)
+        found["stable_rank"] = measure.spread(measure.stable_ranks(before, after))
+    return found
 
 
 def batch(step: int, rows: int, size: int, seed: int) -> list[int]:
