@@ -113,6 +113,7 @@ def test_regulariser_is_the_norm_of_the_gram_matrix_without_its_diagonal():
         assert u.grad.isfinite().all()
 
 
+@pytest.mark.slow
 def test_the_regulariser_makes_vectors_orthogonal():
     peft = pytest.importorskip("peft")
     for regularizer, low, high in ((0.0, 0.2, 9.0), (1.0, 0.0, 0.1)):

@@ -95,10 +95,9 @@ OPTIMIZERS = {
     "Muon": lambda m: Muon(trained(m), lr=0.01, weight_decay=0.1),  # of bare tensors every matrix is one
     "SGD": lambda m: SGD(param_groups(m), lr=0.3, momentum=0.9, weight_decay=0.01),
 }
-TOLERANCE = (
-    1e-6  # what is left are the rounding errors of one projection, and of PEFT's bases, in float32: shares of the
-)
-# weight, which are shares of its change as well where that is about as large
+TOLERANCE = 1e-6
+"""What is left are the rounding errors of one projection, and of PEFT's bases, in float32: shares of the weight, which
+are shares of its change as well where that is about as large."""
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -118,6 +117,7 @@ def test_gradients_that_are_projected_are_not_enough_entry_by_entry(name):
     assert all(max(pair) > 0.1 for pair in leaks(model).values())
 
 
+@pytest.mark.slow
 def test_what_acts_on_singular_values_stays_in_the_span_of_its_gradients():
     model = adapted()
     train(model, OPTIMIZERS["Muon"](model))
@@ -170,6 +170,7 @@ def test_the_projection_is_of_the_update():
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_thousands_of_projections_do_not_drift():
     model = adapted()
     optimizer = torch.optim.SGD(trained(model), lr=0.0)
@@ -373,6 +374,7 @@ def test_accelerate_before_or_after_it_wraps():
         assert worst(model) <= TOLERANCE
 
 
+@pytest.mark.slow
 def test_trainer(tmp_path):
     transformers = pytest.importorskip("transformers")
     accelerate = pytest.importorskip("accelerate")

@@ -206,9 +206,12 @@ OPTIMIZERS = {
     "Shampoo": lambda p: steepest.Shampoo(p, lr=0.01),
     "Lion": lambda p: steepest.Lion(p, lr=0.003),
 }
+OFTEN = {"Adam", "Muon"}
 
 
-@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize(
+    "make", [pytest.param(o, id=n, marks=[pytest.mark.slow] * (n not in OFTEN)) for n, o in OPTIMIZERS.items()]
+)
 @pytest.mark.parametrize("singular_values", [True, False])
 def test_training_keeps_rotations_and_gives_the_singular_values_that_d_says(make, singular_values):
     model = adapted(singular_values=singular_values)

@@ -49,7 +49,12 @@ def base(tiny_model):
     return encoder.load(tiny_model, torch.float32, torch.device("cpu"))[0]
 
 
-@pytest.mark.parametrize("name", sorted(methods()))
+OFTEN = {name for name, method in methods().items() if method.ours} | {"lora", "asymmetric", "osf", "oft", "peft-hra"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in OFTEN else pytest.mark.slow) for n in sorted(methods())]
+)
 def test_every_adapter_trains_and_is_saved_and_loaded(tmp_path, small, split, base, name):
     """From W' = W, under torch's optimiser and this library's; what PEFT loads gives the same vectors."""
     from peft import PeftModel
@@ -79,6 +84,7 @@ def test_every_adapter_trains_and_is_saved_and_loaded(tmp_path, small, split, ba
     torch.testing.assert_close(found, after, rtol=0, atol=1e-5)  # bases are computed anew
 
 
+@pytest.mark.slow
 def test_job_with_an_orthogonal_adapter_that_is_calibrated(tmp_path, small, labels):
     """The whole command: gradients of a fitted head, the report's words, singular values that stay."""
     given = small | {"data": labels, "adapter": "loft", "rank": 6, "adapter_option": ["support=gradient"]}

@@ -385,7 +385,11 @@ SLOW = pytest.mark.slow
 
 @pytest.mark.parametrize(
     "case",
-    ["HRA", *(pytest.param(c, marks=SLOW) for c in ("DeLoRA", "AdaLoRA", "PaRa")), "LOFT", "our HRA", "RiemannLoRA"],
+    [
+        "LOFT",
+        "RiemannLoRA",
+        *(pytest.param(c, marks=SLOW) for c in ("HRA", "DeLoRA", "AdaLoRA", "PaRa", "our HRA")),
+    ],
 )
 def test_trainer(case, tmp_path):
     transformers = pytest.importorskip("transformers")
@@ -425,7 +429,10 @@ def trained_alone(case, steps=4) -> dict[str, torch.Tensor]:
     return adapter_of(model)
 
 
-@pytest.mark.parametrize("host", ["DistributedDataParallel", "torch.compile", "accelerate", "bare tensors"])
+@pytest.mark.parametrize(
+    "host",
+    ["DistributedDataParallel", pytest.param("torch.compile", marks=SLOW), "accelerate", "bare tensors"],
+)
 @EACH_OF_OURS
 def test_ours_are_found_in_a_host_and_train_as_without(case, host, request):
     model = adapted(case)

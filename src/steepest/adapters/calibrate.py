@@ -78,10 +78,12 @@ def _targets(model: nn.Module, config: AdapterConfig) -> list[tuple[str, nn.Modu
     inner = whole.get_base_model() if hasattr(model, "get_base_model") else whole
     modules = dict(inner.named_modules())
     parts = tuple(f"{name}." for name, module in modules.items() if isinstance(module, BaseTunerLayer))
-    if config.target_modules is not None:
-        wanted = _maybe_include_all_linear_layers(copy.copy(config), inner)
-        modules = {n: m for n, m in modules.items() if check_target_module_exists(wanted, n)}
-    layers = {n: _base(m) for n, m in modules.items() if config.target_modules and not n.startswith(parts)}
+    wanted = copy.copy(config)
+    if wanted.target_modules is None:
+        wanted.target_modules = {*DEFAULTS.get(getattr(getattr(inner, "config", None), "model_type", None), ())}
+    wanted = _maybe_include_all_linear_layers(wanted, inner)
+    named = {n: m for n, m in modules.items() if check_target_module_exists(wanted, n)}
+    layers = {n: _base(m) for n, m in named.items() if not n.startswith(parts)}
     found = [(n, m, _weight(n, m)) for n, m in layers.items() if getattr(m, "weight", None) is not None]
     if not found:
         raise ValueError(f"config: no layer of the model is named by target_modules={config.target_modules!r}")

@@ -15,10 +15,11 @@ def reflect(u: Tensor, x: Tensor, *, inverse: bool = False) -> Tensor:
     products and a triangle of k x k, where one reflection after the other takes 2 k passes over x, and the product as a
     matrix an n x n one.
     """
-    v = u / torch.linalg.vector_norm(u, dim=-2, keepdim=True)
-    gram = v.mT @ v
-    half = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    triangle = torch.linalg.solve_triangular(gram.triu(1) + half / 2, half.expand_as(gram), upper=True)
+    with torch.autocast(u.device.type, enabled=False):  # half precision has no triangular solves
+        v = u / torch.linalg.vector_norm(u, dim=-2, keepdim=True)
+        gram = v.mT @ v
+        half = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        triangle = torch.linalg.solve_triangular(gram.triu(1) + half / 2, half.expand_as(gram), upper=True)
     return x - (x @ v) @ (triangle.mT if inverse else triangle) @ v.mT
 
 

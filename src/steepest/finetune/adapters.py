@@ -159,8 +159,8 @@ def methods() -> dict[str, Method]:
     for name, (label, config, fixed) in PEFT.items():
         defaults = LORA if config == "LoraConfig" else {}
         known[name] = Method(name, label, getattr(peft, config), fixed, defaults, starts.get(name), keeps.get(name))
-    for family in adapters.FAMILIES:
-        known[family.lower()] = Method(family.lower(), family, getattr(adapters, f"{family}Config"), {}, {})
+    for name, family in adapters.FAMILIES.items():
+        known[name.lower()] = Method(name.lower(), name, adapters.register(family), {}, {})
     return known
 
 

@@ -89,10 +89,11 @@ class Start:
 
 
 def adapted_layers(model: nn.Module) -> list[Any]:
-    """PEFT's layers, in the model's order."""
+    """PEFT's linear layers, in the model's order; embeddings, which have no inputs to be probed by, are left out."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    return [m for m in model.modules() if isinstance(m, BaseTunerLayer) and hasattr(m.get_base_layer(), "weight")]
+    layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer) and hasattr(m.get_base_layer(), "weight")]
+    return [m for m in layers if not isinstance(m.get_base_layer(), nn.Embedding)]
 
 
 @torch.no_grad()
@@ -117,7 +118,8 @@ def singular_values(layer: Any) -> Tensor:
 
 
 def _inputs(layer: Any) -> int:
-    return layer.get_base_layer().in_features
+    base = layer.get_base_layer()
+    return getattr(base, "in_features", base.weight.shape[0])  # GPT-2's layers have weights `(in, out)`, and no name
 
 
 def spread(values: list[float | None]) -> list[float] | None:
