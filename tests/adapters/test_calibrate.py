@@ -1,5 +1,7 @@
 """Gradients for adapters: they are those of the task, and nothing else is touched. What adapters add to the loss."""
 
+import types
+
 import pytest
 import torch
 from torch import nn
@@ -158,6 +160,14 @@ def test_a_step_or_a_config_that_does_nothing(targets, step, words):
     assert same(before, settings(net))
     assert not kept(net)
     assert not wanted.calibrated
+
+
+def test_without_targets_those_of_the_model_type():
+    """As the tuner chooses them."""
+    net = nn.ModuleDict({name: nn.Linear(3, 3) for name in ("query", "key", "value")})
+    net.config = types.SimpleNamespace(model_type="bert")
+    calibrate(net, RiemannLoRAConfig(r=2), lambda: sum(m.weight.sum() for m in net.values()).backward())
+    assert kept(net).keys() == {"query", "value"}
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,42 @@ def test_conv1d_and_lora_conversion():
         assert merged.a.weight.is_contiguous()
 
 
+@families
+def test_what_is_merged_is_not_counted_twice(family):
+    """The change of one adapter, and the start of another one, do not depend on whether the first is merged."""
+    model = make(family)
+    if not first(model).family.mergeable:
+        return
+    change, source = first(model).get_delta_weight("default"), first(model).source("default").weight
+    model.merge_adapter()
+    close(first(model).get_delta_weight("default"), change)
+    close(first(model).source("default").weight, source)
+
+
+@pytest.mark.filterwarnings("ignore:.*(second time|Already).*")
+def test_over_another_adapter_merged_after_it():
+    """(W + B A) M is not W M + B A."""
+    lora = peft.LoraConfig(r=2, target_modules=["up"], init_lora_weights=False)
+    model = make("loft", peft.get_peft_model(Net(), lora).base_model.model, target_modules=["up"])
+    x = inputs(4)
+    y = model(x)
+    model.merge_adapter()
+    close(model(x), y)
+    model.unmerge_adapter()
+    close(model(x), y)
+    close(model.merge_and_unload()(x), y)
+
+
+@families
+def test_autocast(family):
+    """Half precision of one's own choice: the bound is some roundings of bfloat16, 2^-8 each."""
+    model, x = make(family), inputs(4)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = model(x)
+    y.float().sum().backward()
+    assert (y.float() - model(x)).abs().max() <= 0.05 * model(x).abs().max()
+
+
 def test_layers_chosen():
     def adapted(**options):
         model = make("loft", **options)
@@ -676,6 +712,7 @@ def test_registered_by_a_user(tmp_path):
     try:
         config = adapters.register(Gains)
         assert adapters.register(Gains) is config
+        assert adapters.GainsConfig is config
         model = peft.get_peft_model(Net(), config(target_modules=["up"], init_weights=False))
         y = model(inputs(4))
         model.save_pretrained(tmp_path)

@@ -210,6 +210,7 @@ def test_parse(text, hint, value):
         ({"adapter": "lofd"}, r"--adapter 'lofd' is not known. Did you mean 'loft'\? Choose one of: asymmetric, boft"),
         ({"adapter_option": ["r"]}, r"--adapter-option r: write key=value; the keys are .*lora_alpha"),
         ({"adapter": "hra", "adapter_option": ["rank=4"]}, r"--adapter-option of hra 'rank' is not known"),
+        ({"adapter_option": ["lora_dropout=0.1"]}, r"--adapter-option of lora 'lora_dropout' is not known"),
         ({"adapter": "hra", "adapter_option": ["r=four"]}, r"--adapter-option r=four: expected a whole number"),
         ({"adapter": "hra", "adapter_option": ["r=3"]}, r"--adapter hra: r: got 3, expected an even number"),
         ({"adapter": "hra", "rank": 4, "adapter_option": ["r=8"]}, r"--rank 4: --adapter-option says r=8"),

@@ -56,3 +56,16 @@ def test_bootstrap_interval_matches_the_standard_error():
     assert low == pytest.approx(scores.headline - half, abs=0.15 * half)
     assert high == pytest.approx(scores.headline + half, abs=0.15 * half)
     assert scores.gain(scores) == (0.0, 0.0, 0.0)
+
+
+def test_probes_of_layers_in_both_layouts_and_of_no_embedding():
+    """GPT-2's layers have weights `(in, out)`; singular values by torch's decomposition, 1e-6 of float32 off."""
+    peft, conv = pytest.importorskip("peft"), pytest.importorskip("transformers.pytorch_utils").Conv1D
+    net = nn.ModuleDict({"a": nn.Linear(5, 4), "b": conv(6, 3), "c": nn.Embedding(7, 5)})
+    model = peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["a", "b", "c"]), net)
+    start = measure.Start.of(model, dense=True)
+    assert [r.shape for r in start.responses] == [(measure.PROBES, 4), (measure.PROBES, 6)]
+    for found, layer in zip(start.singular_values, (model["a"], model["b"]), strict=True):
+        torch.testing.assert_close(
+            found.flip(0), torch.linalg.svdvals(layer.weight.detach().double()), rtol=0, atol=1e-5
+        )

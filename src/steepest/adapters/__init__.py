@@ -28,7 +28,7 @@ from steepest.adapters.soda import SODA
 from steepest.adapters.spectral import SpectralAdapter
 
 FAMILIES: dict[str, type[Adapter]] = Adapter.known
-"""Every adapter by its name; its config is `steepest.adapters.<name>Config`."""
+"""Every adapter by its name, a user's own as well; its config is `steepest.adapters.<name>Config`."""
 
 if importlib.util.find_spec("peft"):
     from steepest.adapters.plug import AdapterConfig, register
@@ -56,6 +56,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name.removesuffix("Config") in {*FAMILIES, "Adapter"}:
+    family = FAMILIES.get(name.removesuffix("Config")) if name.endswith("Config") else None
+    if family and "register" in globals():  # of a user's own
+        return register(family)
+    if family or name in ("AdapterConfig", "register"):
         raise ImportError(f"steepest.adapters.{name} needs PEFT; install it with: pip install 'steepest[hf]'")
     raise AttributeError(f"module 'steepest.adapters' has no attribute {name!r}")

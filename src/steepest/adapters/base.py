@@ -143,6 +143,12 @@ def check_choice(name: str, value: Any, known: Any) -> None:
         raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, known))}")
 
 
+def check_whole(name: str, value: Any, least: int = 1) -> None:
+    """Raise a ValueError unless a number is whole, and not less than `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}: got {value!r}, expected a whole number from {least} on")
+
+
 def check_rank(name: str, value: Any, limit: int, of: str) -> None:
     """Raise a ValueError unless a rank is a whole number from 1 to `limit`."""
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:

@@ -73,14 +73,16 @@ def _targets(model: nn.Module, config: AdapterConfig) -> list[tuple[str, nn.Modu
         _maybe_include_all_linear_layers,  # what "all-linear" is only this knows
         check_target_module_exists,
     )
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     whole: Any = model
     inner = whole.get_base_model() if hasattr(model, "get_base_model") else whole
     modules = dict(inner.named_modules())
     parts = tuple(f"{name}." for name, module in modules.items() if isinstance(module, BaseTunerLayer))
-    wanted = copy.copy(config)
-    if wanted.target_modules is None:
-        wanted.target_modules = {*DEFAULTS.get(getattr(getattr(inner, "config", None), "model_type", None), ())}
+    wanted: Any = copy.copy(config)
+    if wanted.target_modules is None:  # what the tuner will take
+        kind = getattr(getattr(inner, "config", None), "model_type", "")
+        wanted.target_modules = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind, [])
     wanted = _maybe_include_all_linear_layers(wanted, inner)
     named = {n: m for n, m in modules.items() if check_target_module_exists(wanted, n)}
     layers = {n: _base(m) for n, m in named.items() if not n.startswith(parts)}

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from steepest.adapters.base import Adapter, Source, Tensors, check_choice, check_rank
+from steepest.adapters.base import Adapter, Source, Tensors, check_choice, check_rank, check_whole
 from steepest.checks import check_range
 from steepest.manifolds.base import Manifold
 from steepest.manifolds.fixed_rank import FixedRank
@@ -54,8 +54,8 @@ class MoELoRA(Adapter):
     mergeable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_rank("r", self.r, 2**31, "the rank of each expert")
-        check_rank("experts", self.experts, 2**31, "the number of experts")
+        check_whole("r", self.r)
+        check_whole("experts", self.experts)
         check_rank("top_k", self.top_k, self.experts, "the number of experts")
         check_range("alpha", self.alpha, open_low=True)
         check_choice("gate_scaling", self.gate_scaling, (True, False))

@@ -128,7 +128,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
     def update_layer(self, adapter_name: str, config: AdapterConfig, key: str) -> None:
         """Add the adapter `adapter_name` to this layer, whose name in the model is `key`."""
-        method, weight, seed = config.method(), self._weight(), _seed(config.seed, key)
+        method, weight, seed = config.method(), self._unmerged(), _seed(config.seed, key)
         if weight.is_meta and method.frozen:
             raise ValueError(
                 f"{key}: its weight is on the meta device, but {type(method).__name__} starts from its values; load "
@@ -207,6 +207,9 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
                 f"merge: the weight of {type(base).__name__} is quantised, and would be rounded anew; load the base "
                 "model unquantised to merge, or keep the adapter beside it"
             )
+        inner: Any = self.base_layer
+        if isinstance(inner, BaseTunerLayer) and not (inner.merged or inner.disable_adapters):
+            inner.merge(safe_merge=safe_merge)  # (W + B A) M, of LoRA below a rotation, is not W M + B A
         for name in check_adapters_to_merge(self, adapter_names):
             if name not in self.methods:
                 continue
@@ -221,15 +224,13 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        while self.merged_adapters:
-            name = self.merged_adapters.pop()
-            if name in self.methods:
-                self._write(self.methods[name].unmerge(*self._wide(name, self._weight())))
+        self._write(self._unmerged())
+        self.merged_adapters.clear()
 
     @torch.no_grad()
     def get_delta_weight(self, adapter: str, *_: Any) -> Tensor:
         """W' - W of one adapter, in the layout of the base layer's weight, whose own value PEFT may pass as well."""
-        weight = self._weight()
+        weight = self._unmerged()
         return _out_in(self._merged(adapter, weight) - weight, self.fan_in_fan_out)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
@@ -248,7 +249,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
     def source(self, adapter_name: str) -> Source:
         """What an adapter in this layer starts from, but for a gradient."""
-        return Source(double(self._weight()), seed=self._seeds[adapter_name])
+        return Source(double(self._unmerged()), seed=self._seeds[adapter_name])
 
     @property
     def _seeds(self) -> dict[str, int]:
@@ -281,6 +282,15 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         weight: Any = dequantize_module_weight(base) if hasattr(base, "weight") or hasattr(base, "W_q") else None
         whole = _whole(weight).detach() if _is_plain(weight) else _answers(base)
         return _out_in(whole, self.fan_in_fan_out)
+
+    @torch.no_grad()
+    def _unmerged(self) -> Tensor:
+        """W `(out, in)` without the adapters that are merged into it."""
+        weight = self._weight()
+        for name in reversed(self.merged_adapters):
+            if name in self.methods:
+                weight = self.methods[name].unmerge(*self._wide(name, weight))
+        return weight
 
     def _wide(self, adapter_name: str, weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The adapter's tensors and a weight in the wider of their dtypes, and in float32 at least."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from steepest.adapters.base import Adapter, Source, Tensors, check_choice, check_rank
+from steepest.adapters.base import Adapter, Source, Tensors, check_choice, check_rank, check_whole
 from steepest.adapters.bases import check_values, fix_signs, principal
 from steepest.checks import check_range
 from steepest.manifolds.base import Manifold
@@ -74,7 +74,7 @@ class RiemannLoRA(Adapter):
 
     def __post_init__(self) -> None:
         check_choice("init", self.init, STARTS)
-        check_rank("r", self.r, 2**31, "the rank")
+        check_whole("r", self.r)
         check_range("scale", self.scale, open_low=True)
         check_choice("rslora", self.rslora, (True, False))
         if self.alpha is not None:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from steepest.adapters.base import Adapter, Source, Tensors, check_choice, check_rank
+from steepest.adapters.base import Adapter, Source, Tensors, check_choice, check_rank, check_whole
 from steepest.adapters.bases import check_values, principal
 from steepest.adapters.rotations import Cayley
 
@@ -58,10 +58,8 @@ class SpectralAdapter(Adapter):
     def __post_init__(self) -> None:
         check_choice("form", self.form, FORMS)
         check_choice("scales", self.scales, (None, True, False))
-        for name, least in (("r", 1), ("offset", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name}: got {value!r}, expected a whole number from {least} on")
+        check_whole("r", self.r)
+        check_whole("offset", self.offset, least=0)
 
     def bases(self, source: Source, basis: Tensor | None = None) -> dict[str, Tensor]:
         """V, and with it U diag(s) = W V."""

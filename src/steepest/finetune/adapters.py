@@ -91,7 +91,8 @@ class Method:
         common = {f.name for f in dataclasses.fields(PeftConfig)} | NO_OPTIONS | self.fixed.keys()
         hints = _hints(self.config)
         own = {f.name: hints[f.name] for f in dataclasses.fields(self.config) if f.init and f.name not in common}
-        return own | _keywords(self.start)
+        working = {name: hint for name, hint in own.items() if "dropout" not in name}  # always in evaluation mode
+        return working | _keywords(self.start)
 
     def orthogonal(self, config: Any) -> bool:
         """Whether the adapted weights are to keep the singular values of the frozen ones."""
