@@ -1,5 +1,6 @@
 """Gradients for adapters: they are those of the task, and nothing else is touched. What adapters add to the loss."""
 
+import copy
 import types
 
 import pytest
@@ -300,3 +301,17 @@ def test_a_config_that_is_used_again_has_to_be_calibrated_again():
     peft.get_peft_model(model, config)
     with pytest.raises(ValueError, match="each time"):
         peft.get_peft_model(fresh(), config)
+
+
+def test_a_saved_config_without_its_weights_is_no_start(tmp_path):
+    torch.manual_seed(0)
+    base, x = torch.nn.Sequential(torch.nn.Linear(8, 8)), torch.randn(20, 8)
+    fresh = copy.deepcopy(base)
+    config = LOFTConfig(r=4, support="gradient", target_modules=["0"])
+    calibrate(base, config, lambda: base(x).square().mean().backward())
+    model = peft.get_peft_model(base, config)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="weights have not been loaded"):
+        peft.get_peft_model(copy.deepcopy(fresh), peft.PeftConfig.from_pretrained(tmp_path))(x)
+    loaded = peft.PeftModel.from_pretrained(fresh, tmp_path)
+    torch.testing.assert_close(loaded(x), model(x))

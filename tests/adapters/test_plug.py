@@ -622,7 +622,7 @@ def test_the_other_lapack_is_another_one(tmp_path, monkeypatch):
     model = make("loft")
     y = model(inputs(4))
     model.save_pretrained(tmp_path)
-    monkeypatch.setattr("steepest.adapters.plug.matches", lambda basis, stored: True)
+    monkeypatch.setattr("steepest.adapters.layer.matches", lambda basis, stored: True)
     monkeypatch.setattr("steepest.adapters.bases.fix_signs", lambda v: v)
     OtherLapack(monkeypatch)
     assert (peft.PeftModel.from_pretrained(Net(), tmp_path)(inputs(4)) - y).abs().max() > 1e-3

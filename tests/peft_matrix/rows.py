@@ -41,7 +41,7 @@ def config_of(family: type[Adapter]) -> type:
 
 
 def ready_config_of(family: type[Adapter]) -> type:
-    """One that needs no options: if by default it starts from gradients, it takes what is made of zero ones."""
+    """One that needs no options: if by default it starts from gradients, it says that it has been calibrated."""
     config = config_of(family)
     if not family().wants_gradient():
         return config

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from steepest.adapters.base import Source, check_choice
 from steepest.adapters.bases import fix_signs
+from steepest.linalg.sharded import is_sharded
 from steepest.manifolds.fixed_rank import FixedRank
 from steepest.optim.constrain import Constraint, members
 from steepest.optim.groups import clean
@@ -103,7 +104,7 @@ def _pairs(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, Pair]]:
 def _at_its_start(name: str, layer: nn.Module, names: tuple[str, str], constraint: Constraint, train: str) -> bool:
     """Whether nothing has been trained yet; an error where it has, and not by this method."""
     tensors = members(layer, names)
-    if any(t.is_meta or hasattr(t, "full_tensor") for t in tensors):
+    if any(t.is_meta or is_sharded(t) for t in tensors):
         raise ValueError(f"{name}: its factors have no memory yet, or are sharded; call asymmetric_ before fully_shard")
     if not all(t.any() for t in tensors):
         return True

@@ -12,7 +12,7 @@ from torch import nn
 from steepest.adapters.base import GRADIENT
 
 if TYPE_CHECKING:
-    from steepest.adapters.plug import AdapterConfig
+    from steepest.adapters.config import AdapterConfig
 
 
 def calibrate(model: nn.Module, config: AdapterConfig, step: Callable[[], Any]) -> AdapterConfig:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from steepest.linalg.precision import widen
+from steepest.linalg.sharded import is_sharded, whole
 from steepest.optim.groups import clean
 
 
@@ -141,7 +142,7 @@ def _excess(x: Tensor, factor: Factor) -> Tensor:
     PEFT keeps one basis Q, of that subspace or of its complement, rounded to the precision that the weights had. A
     power of I - Q Q^T is the exact projection: its error e, 1e-6 in float32 and 1e-2 in bfloat16, becomes e^power.
     """
-    x = widen(_whole(x))
+    x = widen(whole(x))
     basis = factor.allowed if factor.protected is None else factor.protected
     q = basis.to(x.dtype)
     rest = x
@@ -152,7 +153,7 @@ def _excess(x: Tensor, factor: Factor) -> Tensor:
 
 def _take_out(x: Any, factor: Factor) -> None:
     excess = _excess(x, factor).to(x.dtype)
-    if hasattr(x, "full_tensor"):
+    if is_sharded(x):
         from torch.distributed.tensor import distribute_tensor
 
         excess = distribute_tensor(excess, x.device_mesh, x.placements)
@@ -166,7 +167,7 @@ def _check(name: str, layer: nn.Module, project: bool) -> None:
         value = factor.value
         if value.is_meta or not value.numel():  # without memory, or where all of the weight is protected
             continue
-        x, q = widen(_whole(value)), widen(factor.allowed)
+        x, q = widen(whole(value)), widen(factor.allowed)
         part = (_excess(value, factor).norm() / x.norm().clamp_min(torch.finfo(x.dtype).tiny)).item()
         if not math.isfinite(part):
             raise ValueError(f"{name}: a trained factor has NaN or infinite entries; load the adapter anew")
@@ -177,7 +178,3 @@ def _check(name: str, layer: nn.Module, project: bool) -> None:
                 "but rounding: it was trained without projection, or not started from the weight. Pass project=True to "
                 "take that part out, which changes the model."
             )
-
-
-def _whole(t: Tensor) -> Tensor:
-    return getattr(t, "full_tensor", lambda: t)()

@@ -1,4 +1,4 @@
-"""Adapters inside PEFT: for each one a config, a layer and a tuner, registered under a type of their own.
+"""Adapters inside PEFT: for each one a config, a layer and a tuner, registered under a type of its own.
 
 PEFT knows its methods by three dictionaries. A string with the two attributes that PEFT asks of its types goes into
 them as well as a member of PEFT's enumeration does, and nothing of PEFT is changed. Wherever an adapter is loaded,
@@ -10,330 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import pathlib
-import warnings
-import zlib
-from typing import Any, ClassVar
+from typing import Any
 
-import torch
 from peft import mapping
-from peft.config import PeftConfig
-from peft.tuners._buffer_dict import BufferDict
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from peft.utils.integrations import dequantize_module_weight
-from peft.utils.peft_types import PeftType
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-from torch.nn.utils import parametrize
-from transformers.pytorch_utils import Conv1D
 
-from steepest.adapters.base import GRADIENT, Adapter, Source
-from steepest.adapters.bases import matches, probe, recover
-from steepest.linalg.precision import double
-from steepest.manifolds.tensors import as_tuple
-from steepest.optim.constrain import Constraint, constraints
-from steepest.optim.groups import clean
-
-
-class ExternalPeftType(str):
-    """A type for PEFT's dictionaries: equal to the string in `adapter_config.json`."""
-
-    value = property(str.__str__)
-    name = property(str.__str__)
-
-
-@dataclasses.dataclass
-class AdapterConfig(PeftConfig):
-    """What the configs of all adapters share.
-
-    Args:
-        target_modules: names of the layers to adapt, a pattern, or "all-linear"; None for those that PEFT's LoRA takes
-            in a model of this type.
-        exclude_modules: names of layers to leave alone, or a pattern.
-        modules_to_save: names of modules that are trained and saved as they are, such as a new head.
-        layers_to_transform: numbers of the model's blocks to adapt; all by default.
-        layers_pattern: the name of the list of blocks, where PEFT does not know it.
-        init_weights: start at the identity; False starts next to it, at random, which is of use in tests alone.
-        save_bases: save frozen bases with the adapter. By default those that are orthonormal are computed anew from the
-            base weights when it is loaded, and a stored probe says whether they are the same, or turns them until they
-            are; others, and what was made of gradients, are always saved.
-        seed: of what is drawn at the start.
-        calibrated: set by `steepest.adapters.calibrate`.
-    """
-
-    target_modules: list[str] | str | None = None
-    exclude_modules: list[str] | str | None = None
-    modules_to_save: list[str] | None = None
-    layers_to_transform: list[int] | int | None = None
-    layers_pattern: list[str] | str | None = None
-    init_weights: bool = True
-    save_bases: bool = False
-    seed: int = 0
-    calibrated: bool = False
-
-    family: ClassVar[type[Adapter]]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = _type_of(self.family)
-        for name in ("target_modules", "exclude_modules"):
-            if isinstance(given := getattr(self, name), list):
-                setattr(self, name, set(given))
-        if self.layers_pattern and self.layers_to_transform is None:
-            raise ValueError("layers_pattern: is of use with layers_to_transform only; give both or none")
-        self.method()
-
-    def method(self) -> Adapter:
-        """The parametrisation with these options; raises what is wrong with them."""
-        return self.family(**{f.name: getattr(self, f.name) for f in dataclasses.fields(self.family)})  # type: ignore[arg-type]
-
-    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write the config, and into PEFT's model card beside it what has to be imported to load the adapter."""
-        super().save_pretrained(save_directory, **kwargs)
-        module = self.family.__module__
-        package = "steepest.adapters" if module.startswith("steepest.adapters.") else module
-        note = f"To load this adapter, `import {package}` before PEFT loads it (`pip install 'steepest[hf]'`)."
-        folder = pathlib.Path(save_directory)
-        for card in (folder / "README.md", folder.parent / "README.md"):  # named adapters have a folder of their own
-            if card.is_file() and "library_name: peft" in (text := card.read_text("utf-8")) and note not in text:
-                card.write_text(f"{text.rstrip()}\n\n{note}\n", "utf-8")
-
-
-class AdapterLayer(nn.Module, BaseTunerLayer):
-    """A linear layer with adapters of one family, several by their names."""
-
-    family: ClassVar[type[Adapter]]
-    prefix: ClassVar[str]
-    adapter_layer_names: tuple[str, ...]
-    other_param_names: tuple[str, ...]
-
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: AdapterConfig, key: str) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        self._disable_adapters = False
-        self.merged_adapters: list[str] = []
-        self._active_adapter = adapter_name
-        base = self.get_base_layer()
-        self.fan_in_fan_out = isinstance(base, Conv1D)
-        self.in_features, self.out_features = _sizes(base)
-        for name in ("methods", "seeds"):
-            setattr(self, self.prefix + name, {})
-        for name in self.family.trained:
-            setattr(self, self.prefix + name, nn.ParameterDict())
-        for name in (*self.family.frozen, "probe"):
-            setattr(self, self.prefix + name, _Buffers())
-        self.register_load_state_dict_post_hook(_check_bases)
-        self.update_layer(adapter_name, config, key)
-
-    def update_layer(self, adapter_name: str, config: AdapterConfig, key: str) -> None:
-        """Add the adapter `adapter_name` to this layer, whose name in the model is `key`."""
-        method, weight, seed = config.method(), self._unmerged(), _seed(config.seed, key)
-        if weight.is_meta and method.frozen:
-            raise ValueError(
-                f"{key}: its weight is on the meta device, but {type(method).__name__} starts from its values; load "
-                "the base model's weights first"
-            )
-        source = Source(double(weight), self._gradient(method, config, key), seed)
-        bases = method.bases(source)
-        trained = method.start(source, bases)
-        if not config.init_weights:
-            trained = _shaken(method, trained, source)
-        device, stored = weight.device, _stored_dtype(weight)
-        self.methods[adapter_name], self._seeds[adapter_name] = method, seed
-        for name, value in trained.items():
-            self.tensors_of(name)[adapter_name] = nn.Parameter(value.to(device, stored).contiguous())
-        self._declare(adapter_name, method)
-        basis = method.basis
-        saved = basis not in bases or config.save_bases or method.wants_gradient()
-        for name, value in bases.items():
-            kept = value.to(device, stored if value.is_floating_point() else value.dtype)
-            self.tensors_of(name).put(adapter_name, kept.contiguous(), persistent=saved)
-        if basis is not None and not saved:
-            self.tensors_of("probe").put(adapter_name, probe(bases[basis]).to(device, stored), persistent=True)
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
-
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Take the adapter out of this layer, and what was said of its points."""
-        super().delete_adapter(adapter_name)
-        for names in [names for names in constraints(self) if names[0].endswith(f".{adapter_name}")]:
-            del constraints(self)[names]
-
-    def narrow(self, adapter_name: str) -> None:
-        """Keep what is trained in the dtype of the base weight, unless that is quantised."""
-        weight: Any = getattr(self.get_base_layer(), "weight", None)
-        tables = (self.tensors_of(name) for name in self.family.trained)
-        for table in (table for table in tables if adapter_name in table and _is_plain(weight)):
-            table[adapter_name] = nn.Parameter(table[adapter_name].to(weight.dtype), table[adapter_name].requires_grad)
-
-    @property
-    def methods(self) -> dict[str, Adapter]:
-        """The parametrisation of each adapter."""
-        return getattr(self, self.prefix + "methods")
-
-    def tensors_of(self, name: str) -> Any:
-        """All adapters' tensors of one name."""
-        return getattr(self, self.prefix + name)
-
-    def tensors(self, adapter_name: str) -> dict[str, Tensor]:
-        """The adapter's tensors, trained and frozen, in the dtype of the trained ones, and in float32 at least."""
-        tables = {n: self.tensors_of(n) for n in (*self.family.trained, *self.family.frozen)}
-        found = {n: table[adapter_name] for n, table in tables.items() if adapter_name in table}
-        dtype = _stored_dtype(next(found[n] for n in self.family.trained if n in found))
-        return {n: t.to(dtype) if t.is_floating_point() else t for n, t in found.items()}
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The layer's output, from its input."""
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-        if self.disable_adapters or self.merged:
-            return self.base_layer(x, *args, **kwargs)
-        dtype, added = x.dtype, None
-        for name in reversed(self.active_adapters):  # merged one after the other, the last acts on the input first
-            if name not in self.methods:
-                continue
-            t = self.tensors(name)
-            x = self.methods[name].turn(t, self._cast_input_dtype(x, _dtype(t)))
-            addition = self.methods[name].add(t, self._cast_input_dtype(x, _dtype(t)))
-            added = added if addition is None else addition if added is None else added + addition
-        y = self.base_layer(x.to(dtype), *args, **kwargs)
-        return y if added is None else (y + added).to(y.dtype)
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Write adapters into the base weight. With `safe_merge` a result that is not finite is refused."""
-        base: Any = self.get_base_layer()
-        if not _is_plain(getattr(base, "weight", None)):
-            raise ValueError(
-                f"merge: the weight of {type(base).__name__} is quantised, and would be rounded anew; load the base "
-                "model unquantised to merge, or keep the adapter beside it"
-            )
-        inner: Any = self.base_layer
-        if isinstance(inner, BaseTunerLayer) and not (inner.merged or inner.disable_adapters):
-            inner.merge(safe_merge=safe_merge)  # (W + B A) M, of LoRA below a rotation, is not W M + B A
-        for name in check_adapters_to_merge(self, adapter_names):
-            if name not in self.methods:
-                continue
-            weight = self._merged(name, self._weight())
-            if safe_merge and not weight.isfinite().all():
-                raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
-            self._write(weight)
-            self.merged_adapters.append(name)
-
-    def unmerge(self) -> None:
-        """Take all merged adapters out of the base weight again."""
-        if not self.merged:
-            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
-            return
-        self._write(self._unmerged())
-        self.merged_adapters.clear()
-
-    @torch.no_grad()
-    def get_delta_weight(self, adapter: str, *_: Any) -> Tensor:
-        """W' - W of one adapter, in the layout of the base layer's weight, whose own value PEFT may pass as well."""
-        weight = self._unmerged()
-        return _out_in(self._merged(adapter, weight) - weight, self.fan_in_fan_out)
-
-    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Whether `peft.convert_to_lora` can take the change of the weight."""
-        return self.family.mergeable
-
-    def penalty(self) -> Tensor | None:
-        """What the active adapters add to the loss for this layer."""
-        active = () if self.disable_adapters else self.active_adapters
-        terms = [self.methods[n].penalty(self.tensors(n)) for n in active if n in self.methods]
-        found = [term for term in terms if term is not None]
-        return torch.stack(found).sum() if found else None
-
-    def __repr__(self) -> str:
-        return f"{self.prefix.removesuffix('_')}.{super().__repr__()}"
-
-    def source(self, adapter_name: str) -> Source:
-        """What an adapter in this layer starts from, but for a gradient."""
-        return Source(double(self._unmerged()), seed=self._seeds[adapter_name])
-
-    @property
-    def _seeds(self) -> dict[str, int]:
-        return getattr(self, self.prefix + "seeds")
-
-    def _gradient(self, method: Adapter, config: AdapterConfig, key: str) -> Tensor | None:
-        """The gradient `(out, in)` of `calibrate`, which is taken, and not kept."""
-        if not method.wants_gradient():
-            return None
-        gradient = self.get_base_layer().__dict__.pop(GRADIENT, None)
-        if gradient is not None:
-            return double(_out_in(gradient, self.fan_in_fan_out))
-        if not config.calibrated or hasattr(config, GRADIENT):
-            raise ValueError(
-                f"{key}: {method} starts from gradients; call steepest.adapters.calibrate(model, config, step) "
-                "before get_peft_model or add_adapter, each time"
-            )
-        return torch.zeros_like(double(self._weight()))  # all that is made of it is about to be loaded
-
-    def _declare(self, adapter_name: str, method: Adapter) -> None:
-        """Say which of the trained tensors are points of a manifold."""
-        for names, manifold in method.points().items():
-            full = tuple(f"{self.prefix}{name}.{adapter_name}" for name in names)
-            constraints(self, create=True)[full] = Constraint(manifold, (None,) * len(full), {})
-
-    @torch.no_grad()
-    def _weight(self) -> Tensor:
-        """W `(out, in)` of the base layer, whole where it is sharded; or what a quantised one stands for."""
-        base: Any = self.get_base_layer()
-        weight: Any = dequantize_module_weight(base) if hasattr(base, "weight") or hasattr(base, "W_q") else None
-        whole = _whole(weight).detach() if _is_plain(weight) else _answers(base)
-        return _out_in(whole, self.fan_in_fan_out)
-
-    @torch.no_grad()
-    def _unmerged(self) -> Tensor:
-        """W `(out, in)` without the adapters that are merged into it."""
-        weight = self._weight()
-        for name in reversed(self.merged_adapters):
-            if name in self.methods:
-                weight = self.methods[name].unmerge(*self._wide(name, weight))
-        return weight
-
-    def _wide(self, adapter_name: str, weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """The adapter's tensors and a weight in the wider of their dtypes, and in float32 at least."""
-        t = self.tensors(adapter_name)
-        dtype = torch.promote_types(torch.promote_types(_dtype(t), weight.dtype), torch.float32)
-        t = {n: v.detach().to(weight.device, dtype if v.is_floating_point() else v.dtype) for n, v in t.items()}
-        return t, weight.detach().to(dtype)
-
-    def _merged(self, adapter_name: str, weight: Tensor) -> Tensor:
-        """W' `(out, in)`, in float32 at least."""
-        if not self.family.mergeable:
-            raise ValueError(
-                f"{self.family.__name__} is not linear in the layer's input, so that no weight does what it does; "
-                "keep the adapter beside the model instead of merging it"
-            )
-        return self.methods[adapter_name].merge(*self._wide(adapter_name, weight))
-
-    @torch.no_grad()
-    def _write(self, weight: Tensor) -> None:
-        """Make `weight (out, in)` the base layer's weight, also where it is the output of a parametrisation."""
-        base: Any = self.get_base_layer()
-        value = _out_in(weight, self.fan_in_fan_out)
-        if hasattr(base.weight, "full_tensor"):
-            raise ValueError("merge: the base weight is sharded; merge into the base model before it is sharded")
-        if not parametrize.is_parametrized(base, "weight"):
-            base.weight.copy_(value)
-            return
-        originals = list(base.parametrizations["weight"].parameters())
-        before = [p.clone() for p in originals]
-        value = value.to(base.weight.dtype)
-        refused = "it has no right_inverse"
-        try:
-            base.weight = value
-            refused = "it changes what it is given"
-        except (RuntimeError, NotImplementedError, ValueError) as error:
-            refused = str(error)
-        if not torch.allclose(base.weight, value, rtol=1e-3, atol=1e-5):
-            for p, as_it_was in zip(originals, before, strict=True):
-                p.copy_(as_it_was)
-            raise ValueError(
-                f"merge: the weight of {type(base).__name__} is made by a parametrisation that cannot give the merged "
-                f"one ({refused}). Call torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') first."
-            )
+from steepest.adapters.base import Adapter
+from steepest.adapters.config import AdapterConfig, type_of
+from steepest.adapters.layer import AdapterLayer, sizes
 
 
 class AdapterTuner(BaseTuner):
@@ -357,7 +44,7 @@ class AdapterTuner(BaseTuner):
             target.update_layer(adapter_name, peft_config, current_key)
             return
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        if _sizes(base) is None:
+        if sizes(base) is None:
             raise ValueError(
                 f"target_modules: {current_key} is a {type(base).__name__}, but {peft_config.peft_type} adapts linear "
                 "layers only"
@@ -389,18 +76,6 @@ class AdapterTuner(BaseTuner):
         return contextlib.nullcontext()
 
 
-class _Buffers(BufferDict):
-    """Buffers by the names of adapters, each of which says whether it is saved."""
-
-    def put(self, key: str, value: Tensor, *, persistent: bool) -> None:
-        if key in self:
-            del self[key]
-        self.register_buffer(key, value, persistent=persistent)
-
-    def __setitem__(self, key: str, value: Tensor) -> None:
-        self.register_buffer(key, value, persistent=key not in self._non_persistent_buffers_set)
-
-
 def register(family: type[Adapter]) -> type[AdapterConfig]:
     """Make the config, the layer and the tuner of a family, and enter them into PEFT; the config is what users take.
 
@@ -408,13 +83,17 @@ def register(family: type[Adapter]) -> type[AdapterConfig]:
     >>> LOFTConfig(r=4, target_modules=["query"]).method().r
     4
     """
-    name, prefix, key = family.__name__, f"steepest_{family.__name__.lower()}_", _type_of(family)
+    name, prefix, key = family.__name__, f"steepest_{family.__name__.lower()}_", type_of(family)
     made = globals().get(f"{name}Config")
     if made is not None and made.family is family:
         return made
-    fields = [(f.name, f.type, dataclasses.field(default=f.default)) for f in dataclasses.fields(family)]  # type: ignore[arg-type]
+    _refuse_namesake(family, made)
+    fields = [
+        (f.name, f.type, dataclasses.field(default=f.default, default_factory=f.default_factory))
+        for f in dataclasses.fields(family)  # type: ignore[arg-type]
+    ]
     named = {"__module__": __name__, "family": family, "__doc__": _config_doc(family)}
-    config = dataclasses.make_dataclass(f"{name}Config", fields, bases=(AdapterConfig,), namespace=named)
+    config = dataclasses.make_dataclass(f"{name}Config", fields, bases=(AdapterConfig,), namespace=named, kw_only=True)
     layer = type(
         f"{name}Linear",
         (AdapterLayer,),
@@ -424,7 +103,7 @@ def register(family: type[Adapter]) -> type[AdapterConfig]:
             "family": family,
             "prefix": prefix,
             "adapter_layer_names": tuple(prefix + n for n in family.trained),
-            "other_param_names": tuple(prefix + n for n in ("methods", "seeds", *family.frozen, "probe")),
+            "other_param_names": tuple(prefix + n for n in ("methods", "seeds", "awaited", *family.frozen, "probe")),
         },
     )
     described = f"A model whose linear layers are adapted by `{name}`."
@@ -438,92 +117,13 @@ def register(family: type[Adapter]) -> type[AdapterConfig]:
     return config
 
 
-def _type_of(family: type[Adapter]) -> Any:
-    """The family's type: a member of PEFT's enumeration where PEFT has come to know the name."""
-    name = f"STEEPEST_{family.__name__.upper()}"
-    return PeftType(name) if name in PeftType._value2member_map_ else ExternalPeftType(name)
+def _refuse_namesake(family: type[Adapter], made: type[AdapterConfig] | None) -> None:
+    """A family of this library stays what its name says; one's own may be defined anew, as in a notebook."""
+    if made is not None and made.family.__module__.startswith("steepest.adapters."):
+        raise ValueError(f"family: {family.__name__} is a method of this library; give your own another name")
 
 
 def _config_doc(family: type[Adapter]) -> str:
     return f"Config of `steepest.adapters.{family.__name__}`: its options, and those of `AdapterConfig`.\n\n" + (
         family.__doc__ or ""
     )
-
-
-def _check_bases(layer: AdapterLayer, _: Any) -> None:
-    """After weights were loaded: are the frozen bases those that the adapter was trained with? If not, find these."""
-    for adapter_name, stored in layer.tensors_of("probe").items():
-        method = layer.methods[adapter_name]
-        name = method.basis or ""
-        basis = layer.tensors_of(name)[adapter_name]
-        if stored.is_meta or basis.is_meta or layer.merged or matches(basis, stored):
-            continue
-        source = layer.source(adapter_name)
-        found = recover(basis, stored)
-        if found is None:  # the base weights may have been loaded as well, after the adapter was made
-            found = recover(method.bases(source)[name], stored)
-        if found is None:
-            raise ValueError(
-                f"{type(layer).__name__} {tuple(source.weight.shape)}: the basis that the adapter {adapter_name!r} was "
-                "trained with is not that of this base weight. Load the base model that it was trained on, in the same "
-                "dtype; or train with save_bases=True, which keeps the bases in the adapter's file."
-            )
-        for other, value in method.bases(source, found).items():
-            kept = value.to(basis.device, basis.dtype if value.is_floating_point() else value.dtype)
-            layer.tensors_of(other)[adapter_name] = kept.contiguous()
-
-
-def _shaken(method: Adapter, trained: dict[str, Tensor], source: Source) -> dict[str, Tensor]:
-    """A start that is not the identity: random numbers added, and points brought back to their manifolds."""
-    shaken = {n: t + 0.1 * source.normal(*t.shape, purpose=f"shake {n}") for n, t in trained.items()}
-    for names, manifold in method.points().items():
-        x = tuple(shaken[n] for n in names)
-        x = manifold.project(x if manifold.arity > 1 else x[0])
-        shaken.update(zip(names, as_tuple(x), strict=True))
-    return shaken
-
-
-def _sizes(base: nn.Module) -> Any:
-    """Number of inputs and outputs of a linear layer, quantised or not; None for other layers."""
-    if isinstance(base, Conv1D):
-        return tuple(base.weight.shape)
-    named = hasattr(base, "in_features") and hasattr(base, "out_features")
-    stored = any(hasattr(base, name) for name in ("weight", "qweight", "W_q"))
-    return (base.in_features, base.out_features) if named and stored else None
-
-
-def _is_plain(weight: Any) -> bool:
-    """Whether a weight is what it stands for: not packed into few bits, nor missing."""
-    packed = type(weight).__module__.startswith("torchao.")
-    return weight is not None and not packed and weight.is_floating_point() and weight.itemsize > 1
-
-
-def _answers(base: Any) -> Tensor:
-    """The matrix `(out, in)` of a linear layer from what it answers to the unit vectors, whatever its storage."""
-    stored = [*base.parameters(), *base.buffers()]
-    like = next((t for t in stored if _is_plain(t)), torch.empty(0, device=stored[0].device))
-    inputs = torch.eye(base.in_features, dtype=like.dtype, device=like.device)
-    return (base(inputs) - base(torch.zeros_like(inputs[:1]))).mT
-
-
-def _out_in(weight: Tensor, transposed: bool) -> Tensor:
-    return weight.mT if transposed else weight
-
-
-def _whole(t: Tensor) -> Tensor:
-    """A sharded tensor gathered; others as they are."""
-    return t.full_tensor() if hasattr(t, "full_tensor") else t
-
-
-def _stored_dtype(weight: Tensor) -> torch.dtype:
-    """Adapters are kept in float32 at least: half precision would take their orthogonality."""
-    return torch.promote_types(weight.dtype, torch.float32)
-
-
-def _dtype(t: dict[str, Tensor]) -> torch.dtype:
-    return next(v.dtype for v in t.values() if v.is_floating_point())
-
-
-def _seed(seed: int, key: str) -> int:
-    """Another seed for each layer, by its name without what wrappers put in."""
-    return zlib.crc32(f"{seed} {clean(key)}".encode())

@@ -97,16 +97,17 @@ class FixedRank(Manifold):
 
     def _move(self, f: FixedRankFrame, h: Pair) -> Pair:
         vb, va = self._push(f, h)
-        return f.b + vb, f.a + (va if self.turn is None else va * self._turned(f, h, vb, va).to(va.dtype))
+        if self.turn is not None:
+            va = va * (self.turn * self._room(f, h, vb, va)).clamp_max(1).to(va.dtype)
+        return f.b + vb, f.a + va
 
-    def _turned(self, f: FixedRankFrame, h: Pair, vb: Tensor, va: Tensor) -> Tensor:
-        """How much of dA is within the bounds, at most 1: all norms in r x r."""
+    def _room(self, f: FixedRankFrame, h: Pair, vb: Tensor, va: Tensor) -> Tensor:
+        """The smaller of |B A| / |B dA| and max(|B A|, |dB A|) / |dB dA|: all norms in r x r."""
         tiny = torch.finfo(va.dtype).tiny
         ba = torch.linalg.matrix_norm(f.lb.mH @ f.la, keepdim=True)  # |B A|
         dba, bda = (torch.linalg.matrix_norm(c, keepdim=True) for c in h)  # |dB A|, |B dA|
         dbda = ((vb.mH @ vb) * (va @ va.mH).mT).real.sum((-2, -1), keepdim=True).clamp_min(0).sqrt()
-        bound = torch.minimum(ba / bda.clamp_min(tiny), torch.maximum(ba, dba) / dbda.clamp_min(tiny))
-        return (self.turn * bound).clamp_max(1)
+        return torch.minimum(ba / bda.clamp_min(tiny), torch.maximum(ba, dba) / dbda.clamp_min(tiny))
 
     def horizontal(self, x: Pair, v: Pair) -> Pair:
         """v without its part along (B N, -N A), which does not change W: the shortest v with the same dW = dB A + B dA.

@@ -40,6 +40,7 @@ import torch
 from torch import Tensor, nn
 
 from steepest.linalg.precision import widen
+from steepest.linalg.sharded import is_sharded, whole
 from steepest.manifolds.base import Manifold
 from steepest.manifolds.grassmann import Grassmann
 from steepest.manifolds.oblique import Oblique
@@ -62,11 +63,6 @@ def settle(constraint: Constraint, names: Sequence[str], tensors: Sequence[Tenso
     """Move such parameters onto their manifold; the shards of one are left to the optimiser, which refuses them."""
     if not any(t.is_meta or is_sharded(t) for t in tensors):
         move_there(constraint, tensors, ", ".join(names), project=True)
-
-
-def is_sharded(t: Tensor) -> bool:
-    """Whether this process has a part of it only."""
-    return hasattr(t, "full_tensor")
 
 
 @torch.no_grad()
@@ -96,7 +92,7 @@ def _adalora(module: nn.Module) -> Iterator[tuple[str, Manifold, str | None]]:
     """Singular vectors, Q in rows and P in columns; what a rank allocator masks is E."""
     for adapter in _adapters(module, "lora_E"):
         q, p, e = (getattr(module, name)[adapter] for name in ("lora_A", "lora_B", "lora_E"))
-        if e.is_meta or not _whole(e).any() or (_orthonormal(_whole(q).mT) and _orthonormal(_whole(p))):
+        if e.is_meta or not whole(e).any() or (_orthonormal(whole(q).mT) and _orthonormal(whole(p))):
             yield f"lora_A.{adapter}", Stiefel(), TRANSPOSED
             yield f"lora_B.{adapter}", Stiefel(), None
 
@@ -119,7 +115,3 @@ def _orthonormal(x: Tensor) -> bool:
     """Whether columns are orthonormal, up to the rounding of some steps, or of entries in a half precision."""
     tolerance = max(1e-5, 2 * torch.finfo(x.dtype).eps)
     return not Stiefel().shape_error(x) and bool(Stiefel().residual(widen(x)).max() <= tolerance)
-
-
-def _whole(t: Tensor) -> Tensor:
-    return getattr(t, "full_tensor", lambda: t)()
