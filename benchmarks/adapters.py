@@ -406,7 +406,11 @@ def notes(results: dict[str, dict[str, Any]]) -> str:
             low, high = student_interval(differences(results[row.key], base, "MRR")) or (-1.0, 1.0)
             better += [row.label + (" (PEFT)" if row.peft else "")] if low > 0 else []
             worse += [row.label + (" (PEFT)" if row.peft else "")] if high < 0 else []
-    found.append(f"Above LoRA by more than the seeds explain: {', '.join(better) or 'none'}.")
+    number = sum(row.key in results for row in ROWS[1:])
+    found.append(
+        f"Above LoRA by more than the seeds explain, of {number} comparisons that are not corrected for their number: "
+        f"{', '.join(better) or 'none'}."
+    )
     found.append(f"Below it: {', '.join(worse) or 'none'}.")
     return " ".join(found)
 

@@ -30,6 +30,14 @@ class Source:
         weight: W `(out, in)`, detached, in float64.
         gradient: of the loss with respect to W on some batches, in float64; None where nobody has computed one.
         seed: of all random numbers, another one for each layer.
+
+    >>> from steepest.adapters import LOFT, Source
+    >>> source = Source(torch.randn(6, 8).double(), seed=1)
+    >>> adapter = LOFT(r=4)
+    >>> t = adapter.bases(source)
+    >>> t |= adapter.start(source, t)
+    >>> bool((adapter.merge(t, source.weight) - source.weight).abs().max() < 1e-12)
+    True
     """
 
     weight: Tensor

@@ -23,7 +23,20 @@ DEFAULT_LR: dict[tuple[str, str], float] = {
     ("muon", "fixed-rank"): 1e-3,
 }
 """Learning rates by optimiser and geometry of LoRA; benchmarks/finetune.py measures them."""
-ADAPTER_LR: dict[str, float] = {}
+ADAPTER_LR: dict[str, float] = {
+    "asymmetric": 1e-3,
+    "hra": 3e-4,
+    "loft": 3e-4,
+    "moelora": 1e-3,
+    "oft": 3e-4,
+    "osf": 3e-3,
+    "peft-hra": 3e-4,
+    "psoft": 3e-4,
+    "qgoft": 1e-2,
+    "riemannlora": 3e-4,
+    "soda": 1e-3,
+    "spectraladapter": 1e-4,
+}
 """Adam's and AdamW's learning rates for other adapters; benchmarks/adapters.py measures them."""
 POSITIVE = ("rank", "alpha", "calibration_batches", "lr", "baseline_lr", "steps", "save_every", "temperature")
 """Fields that are positive numbers where they are given."""
