@@ -106,8 +106,8 @@ class FixedRank(Manifold):
         tiny = torch.finfo(va.dtype).tiny
         ba = torch.linalg.matrix_norm(f.lb.mH @ f.la, keepdim=True)  # |B A|
         dba, bda = (torch.linalg.matrix_norm(c, keepdim=True) for c in h)  # |dB A|, |B dA|
-        dbda = ((vb.mH @ vb) * (va @ va.mH).mT).real.sum((-2, -1), keepdim=True).clamp_min(0).sqrt()
-        return torch.minimum(ba / bda.clamp_min(tiny), torch.maximum(ba, dba) / dbda.clamp_min(tiny))
+        squared = ((vb.mH @ vb) * (va @ va.mH).mT).real.sum((-2, -1), keepdim=True)  # |dB dA|
+        return torch.minimum(ba / bda.clamp_min(tiny), torch.maximum(ba, dba) / squared.clamp_min(tiny).sqrt())
 
     def horizontal(self, x: Pair, v: Pair) -> Pair:
         """v without its part along (B N, -N A), which does not change W: the shortest v with the same dW = dB A + B dA.
