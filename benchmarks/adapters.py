@@ -33,6 +33,7 @@ from torch import nn
 from steepest.adapters import penalty
 from steepest.compare.results import student_interval
 from steepest.finetune import checkpoint, data, measure
+from steepest.finetune.adapters import method, wants_calibration
 from steepest.finetune.job import Job
 from steepest.finetune.settings import Settings
 from steepest.finetune.tasks import Task
@@ -87,7 +88,8 @@ class Row:
 
 
 def _calibrates(row: Row) -> bool:
-    return "support=gradient" in row.options or row.adapter == "riemannlora"
+    config, _ = method(row.adapter).configured(row.options, None, None)
+    return wants_calibration(config)
 
 
 def loft(support: str, r: int, lr: float) -> Row:

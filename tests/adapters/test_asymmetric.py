@@ -13,28 +13,7 @@ from steepest import Adam, AdamW, Muon, param_groups
 from steepest.adapters import asymmetric_
 
 peft = pytest.importorskip("peft")
-pytest.importorskip("transformers")
-from transformers.pytorch_utils import Conv1D  # noqa: E402
-
-
-class Net(nn.Module):
-    """Every kind of layer that LoRA adapts, and one that is left alone."""
-
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Embedding(11, 12)
-        self.conv = nn.Conv2d(1, 6, 3, padding=1)
-        self.lin = nn.Linear(12, 10)
-        self.old = Conv1D(8, 10)
-        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
-        self.head = nn.Linear(8, 3)
-
-    def forward(self, tokens):
-        x = self.embed(tokens)
-        x = x + self.conv(x[:, None]).mean(1)
-        x = self.old(torch.tanh(self.lin(x)))
-        return self.head(x + self.attention(x, x, x)[0]).mean(1)
-
+from adaptable import Net  # noqa: E402
 
 CASES = {
     "linear": {"target_modules": ["lin", "old"]},

@@ -151,13 +151,18 @@ def check_choice(name: str, value: Any, known: Any) -> None:
         raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, known))}")
 
 
+def is_whole(value: Any, least: int = 1) -> bool:
+    """Whether a number is whole, and not less than `least`; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
 def check_whole(name: str, value: Any, least: int = 1) -> None:
     """Raise a ValueError unless a number is whole, and not less than `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not is_whole(value, least):
         raise ValueError(f"{name}: got {value!r}, expected a whole number from {least} on")
 
 
 def check_rank(name: str, value: Any, limit: int, of: str) -> None:
     """Raise a ValueError unless a rank is a whole number from 1 to `limit`."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
+    if not is_whole(value) or value > limit:
         raise ValueError(f"{name}: got {value!r}, expected a whole number from 1 to {limit}, {of}")

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from steepest.adapters.base import Adapter, Source, Tensors, check_choice
+from steepest.adapters.base import Adapter, Source, Tensors, check_choice, is_whole
 from steepest.adapters.reflections import paired, reflect
 from steepest.checks import check_range
 from steepest.linalg.qr import qr
@@ -51,7 +51,7 @@ class HRA(Adapter):
 
     def __post_init__(self) -> None:
         check_choice("strict", self.strict, (True, False))
-        whole = isinstance(self.r, int) and not isinstance(self.r, bool) and self.r >= 1
+        whole = is_whole(self.r)
         if not whole or (self.r % 2 and not self.strict):
             expected = (
                 "a positive whole number" if self.strict else "an even number of reflections: they start in pairs"

@@ -10,16 +10,14 @@ from typing import Any, ClassVar
 import torch
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
-from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
 from steepest.adapters.base import GRADIENT, Adapter, Source
+from steepest.adapters.base_weight import is_plain, out_in, read, sizes, write
 from steepest.adapters.bases import matches, probe, recover
 from steepest.adapters.config import AdapterConfig
 from steepest.linalg.precision import double
-from steepest.linalg.sharded import is_sharded, whole
 from steepest.manifolds.tensors import as_tuple
 from steepest.optim.constrain import Constraint, constraints
 from steepest.optim.groups import clean
@@ -93,7 +91,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """Keep what is trained in the dtype of the base weight, unless that is quantised."""
         weight: Any = getattr(self.get_base_layer(), "weight", None)
         tables = (self.tensors_of(name) for name in self.family.trained)
-        for table in (table for table in tables if adapter_name in table and _is_plain(weight)):
+        for table in (table for table in tables if adapter_name in table and is_plain(weight)):
             table[adapter_name] = nn.Parameter(table[adapter_name].to(weight.dtype), table[adapter_name].requires_grad)
 
     @property
@@ -134,7 +132,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Write adapters into the base weight. With `safe_merge` a result that is not finite is refused."""
         base: Any = self.get_base_layer()
-        if not _is_plain(getattr(base, "weight", None)):
+        if not is_plain(getattr(base, "weight", None)):
             raise ValueError(
                 f"merge: the weight of {type(base).__name__} is quantised, and would be rounded anew; load the base "
                 "model unquantised to merge, or keep the adapter beside it"
@@ -148,7 +146,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             weight = self._merged(name, self._weight())
             if safe_merge and not weight.isfinite().all():
                 raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
-            self._write(weight)
+            write(self.get_base_layer(), weight)
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
@@ -156,14 +154,14 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        self._write(self._unmerged())
+        write(self.get_base_layer(), self._unmerged())
         self.merged_adapters.clear()
 
     @torch.no_grad()
     def get_delta_weight(self, adapter: str, *_: Any) -> Tensor:
         """W' - W of one adapter, in the layout of the base layer's weight, whose own value PEFT may pass as well."""
         weight = self._unmerged()
-        return _out_in(self._merged(adapter, weight) - weight, self.fan_in_fan_out)
+        return out_in(self._merged(adapter, weight) - weight, self.fan_in_fan_out)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Whether `peft.convert_to_lora` can take the change of the weight."""
@@ -209,7 +207,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             return None
         gradient = self.get_base_layer().__dict__.pop(GRADIENT, None)
         if gradient is not None:
-            return double(_out_in(gradient, self.fan_in_fan_out))
+            return double(out_in(gradient, self.fan_in_fan_out))
         if not config.calibrated or hasattr(config, GRADIENT):
             raise ValueError(
                 f"{key}: {method} starts from gradients; call steepest.adapters.calibrate(model, config, step) "
@@ -223,13 +221,9 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             full = tuple(f"{self.prefix}{name}.{adapter_name}" for name in names)
             constraints(self, create=True)[full] = Constraint(manifold, (None,) * len(full), {})
 
-    @torch.no_grad()
     def _weight(self) -> Tensor:
         """W `(out, in)` of the base layer, whole where it is sharded; or what a quantised one stands for."""
-        base: Any = self.get_base_layer()
-        weight: Any = dequantize_module_weight(base) if hasattr(base, "weight") or hasattr(base, "W_q") else None
-        found = whole(weight).detach() if _is_plain(weight) else _answers(base)
-        return _out_in(found, self.fan_in_fan_out)
+        return read(self.get_base_layer())
 
     @torch.no_grad()
     def _unmerged(self) -> Tensor:
@@ -255,33 +249,6 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
                 "keep the adapter beside the model instead of merging it"
             )
         return self.methods[adapter_name].merge(*self._wide(adapter_name, weight))
-
-    @torch.no_grad()
-    def _write(self, weight: Tensor) -> None:
-        """Make `weight (out, in)` the base layer's weight, also where it is the output of a parametrisation."""
-        base: Any = self.get_base_layer()
-        value = _out_in(weight, self.fan_in_fan_out)
-        if is_sharded(base.weight):
-            raise ValueError("merge: the base weight is sharded; merge into the base model before it is sharded")
-        if not parametrize.is_parametrized(base, "weight"):
-            base.weight.copy_(value)
-            return
-        originals = list(base.parametrizations["weight"].parameters())
-        before = [p.clone() for p in originals]
-        value = value.to(base.weight.dtype)
-        refused = "it has no right_inverse"
-        try:
-            base.weight = value
-            refused = "it changes what it is given"
-        except (RuntimeError, NotImplementedError, ValueError) as error:
-            refused = str(error)
-        if not torch.allclose(base.weight, value, rtol=1e-3, atol=1e-5):
-            for p, as_it_was in zip(originals, before, strict=True):
-                p.copy_(as_it_was)
-            raise ValueError(
-                f"merge: the weight of {type(base).__name__} is made by a parametrisation that cannot give the merged "
-                f"one ({refused}). Call torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') first."
-            )
 
 
 class _Buffers(BufferDict):
@@ -327,33 +294,6 @@ def _shaken(method: Adapter, trained: dict[str, Tensor], source: Source) -> dict
         x = manifold.project(x if manifold.arity > 1 else x[0])
         shaken.update(zip(names, as_tuple(x), strict=True))
     return shaken
-
-
-def sizes(base: nn.Module) -> Any:
-    """Number of inputs and outputs of a linear layer, quantised or not; None for other layers."""
-    if isinstance(base, Conv1D):
-        return tuple(base.weight.shape)
-    named = hasattr(base, "in_features") and hasattr(base, "out_features")
-    stored = any(hasattr(base, name) for name in ("weight", "qweight", "W_q"))
-    return (base.in_features, base.out_features) if named and stored else None
-
-
-def _is_plain(weight: Any) -> bool:
-    """Whether a weight is what it stands for: not packed into few bits, nor missing."""
-    packed = type(weight).__module__.startswith("torchao.")
-    return weight is not None and not packed and weight.is_floating_point() and weight.itemsize > 1
-
-
-def _answers(base: Any) -> Tensor:
-    """The matrix `(out, in)` of a linear layer from what it answers to the unit vectors, whatever its storage."""
-    stored = [*base.parameters(), *base.buffers()]
-    like = next((t for t in stored if _is_plain(t)), torch.empty(0, device=stored[0].device))
-    inputs = torch.eye(base.in_features, dtype=like.dtype, device=like.device)
-    return (base(inputs) - base(torch.zeros_like(inputs[:1]))).mT
-
-
-def _out_in(weight: Tensor, transposed: bool) -> Tensor:
-    return weight.mT if transposed else weight
 
 
 def _stored_dtype(weight: Tensor) -> torch.dtype:

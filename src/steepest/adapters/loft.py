@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from steepest.adapters.base import Adapter, Source, Tensors, check_choice
+from steepest.adapters.base import Adapter, Source, Tensors, check_choice, is_whole
 from steepest.adapters.bases import check_values, fix_signs, principal
 from steepest.adapters.reflections import paired, reflect
 from steepest.adapters.rotations import Cayley, CayleyNeumann, Exponential, Free, Givens, Reflections, Rotation
@@ -94,7 +94,7 @@ class LOFT(Adapter):
             raise ValueError(f"r: got {self.r}, expected an even number: reflections start in pairs")
         for name in ("r", "block", "levels", "reflections"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            if value is not None and not is_whole(value):
                 raise ValueError(f"{name}: got {value!r}, expected a positive whole number")
         if self.rotation == "reflections" and self.reflections % 2:
             raise ValueError(f"reflections: got {self.reflections}, expected an even number: they start in pairs")

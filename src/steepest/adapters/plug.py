@@ -19,8 +19,9 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from steepest.adapters.base import Adapter
+from steepest.adapters.base_weight import sizes
 from steepest.adapters.config import AdapterConfig, type_of
-from steepest.adapters.layer import AdapterLayer, sizes
+from steepest.adapters.layer import AdapterLayer
 
 
 class AdapterTuner(BaseTuner):

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from steepest.adapters.base import Adapter, Source, Tensors, check_choice
+from steepest.adapters.base import Adapter, Source, Tensors, check_choice, is_whole
 from steepest.adapters.bases import FOUND, fix_signs
 from steepest.manifolds.base import Manifold
 from steepest.manifolds.orthogonal import SpecialOrthogonal
@@ -65,7 +65,7 @@ class SODA(Adapter):
         if isinstance(given, list | tuple):  # a list is what JSON makes of a tuple
             object.__setattr__(self, "factors", tuple(given))
         sizes = tuple(given) if isinstance(given, list | tuple) else (given,)
-        whole = all(isinstance(q, int) and not isinstance(q, bool) and q >= 1 for q in sizes)
+        whole = all(is_whole(q) for q in sizes)
         if not whole or not 1 <= self._number() <= MOST:
             raise ValueError(
                 f"factors: got {given!r}, expected how many there are, a whole number from 1 to {MOST}, or the size of "
