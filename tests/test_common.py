@@ -51,6 +51,12 @@ def test_projector(projector, check):
     check(projector)
 
 
+@pytest.mark.parametrize("check", testing.SOLVER_CHECKS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("method", testing.solvers(), ids=str)
+def test_solver(method, check):
+    check(method)
+
+
 def _preconditioners():
     """Every example; in the common run the first two of each class."""
     seen = []

@@ -9,11 +9,23 @@ import pytest
 import torch
 
 import steepest
-from steepest import adapters, bases, curvature, linalg, manifolds, norms, optim, projectors, testing, transforms
+from steepest import (
+    adapters,
+    bases,
+    curvature,
+    linalg,
+    manifolds,
+    norms,
+    optim,
+    projectors,
+    solvers,
+    testing,
+    transforms,
+)
 
 PUBLIC = [
     getattr(m, n)
-    for m in (steepest, bases, manifolds, norms, optim, projectors, curvature, adapters)
+    for m in (steepest, bases, manifolds, norms, optim, projectors, curvature, solvers, adapters)
     for n in m.__all__
 ]
 CLASSES = sorted({c for c in PUBLIC if inspect.isclass(c)}, key=lambda c: c.__name__)
@@ -26,6 +38,11 @@ ABSTRACT = {
     "Structure",
     "Basis",
     "Adapter",
+    "Method",
+    "LineSearch",
+    "Iterate",
+    "Record",
+    "Stop",
     "AdapterConfig",
     "Moment",
     "Optimizer",
@@ -37,7 +54,19 @@ ABSTRACT = {
 }
 MODULES = [
     name
-    for package in (linalg, bases, manifolds, norms, projectors, transforms, optim, curvature, adapters, testing)
+    for package in (
+        linalg,
+        bases,
+        manifolds,
+        norms,
+        projectors,
+        transforms,
+        optim,
+        curvature,
+        solvers,
+        adapters,
+        testing,
+    )
     for name in [package.__name__, *(m.name for m in pkgutil.walk_packages(package.__path__, package.__name__ + "."))]
 ]
 

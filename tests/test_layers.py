@@ -15,9 +15,10 @@ LAYERS = [
     {"bases"},
     {"transforms"},
     {"optim"},
-    {"curvature"},
+    {"runs"},
+    {"curvature", "solvers"},
     {"adapters"},
-    {"testing", "runs"},
+    {"testing"},
     {"finetune", "compare"},
     {"cli"},
 ]

@@ -72,6 +72,7 @@ from steepest.optim import (
     step_in_backward,
     width_transfer,
 )
+from steepest.solvers import minimize
 from steepest.transforms import chain
 
 __version__ = "0.1.0"
@@ -148,6 +149,7 @@ __all__ = [
     "chain",
     "clip_grad_norm_",
     "constrain",
+    "minimize",
     "param_groups",
     "refactor_",
     "step_in_backward",

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from steepest.linalg import cholesky_qr, expm, polar, skew, sym_inv_sqrt, triangular_inverse
+from steepest.linalg import cholesky_qr, expm, polar, skew, sym, sym_inv_sqrt, triangular_inverse
 from steepest.linalg.products import add_product
 from steepest.linalg.reorthonormalize import reorthonormalize
 from steepest.manifolds.base import Manifold
@@ -145,6 +145,16 @@ class Stiefel(Manifold):
         if x.shape[-1] == x.shape[-2]:
             return _group(x).dist(x, y) / self.scale
         return self.norm(x, self.log(x, y))
+
+    def hessian(self, x: Tensor, g: Tensor, gv: Tensor, v: Tensor) -> Tensor:
+        """Gradient of the covector gv - V sym(S) + (1 - b) (X (V^H G + A S + S A) - G A), with S = X^H G, A = X^H V and
+        b = 1 / c^2: of the bilinear form <gv, W> + <G, B(V, W)>, where B(V, V) is the acceleration of `exp`, -X V^H V +
+        2 (1 - b) (V A - X A^2)."""
+        s, a = x.mH @ g, skew(x.mH @ v)
+        covector = gv - v @ sym(s)
+        if (b := 1 / self.scale**2) != 1:
+            covector = covector + (1 - b) * (x @ (v.mH @ g + a @ s + s @ a) - g @ a)
+        return self.grad(x, covector)
 
     def project(self, x: Tensor) -> Tensor:
         """Polar factor. Where x has not full rank no nearest point is unique, and none is returned: the residual of the

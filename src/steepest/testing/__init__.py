@@ -18,6 +18,7 @@ from steepest.testing.discover import (
     optimizers,
     preconditioners,
     projectors,
+    solvers,
     transforms,
 )
 from steepest.testing.manifold import MANIFOLD_CHECKS, check_manifold
@@ -25,6 +26,7 @@ from steepest.testing.norm import NORM_CHECKS, check_norm
 from steepest.testing.optimizer import OPTIMIZER_CHECKS, check_optimizer, places
 from steepest.testing.preconditioner import PRECONDITIONER_CHECKS, check_preconditioner
 from steepest.testing.projector import PROJECTOR_CHECKS, check_projector
+from steepest.testing.solver import SOLVER_CHECKS, check_solver
 from steepest.testing.transform import TRANSFORM_CHECKS, check_transform
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "OPTIMIZER_CHECKS",
     "PRECONDITIONER_CHECKS",
     "PROJECTOR_CHECKS",
+    "SOLVER_CHECKS",
     "TRANSFORM_CHECKS",
     "adapters",
     "bases",
@@ -45,6 +48,7 @@ __all__ = [
     "check_optimizer",
     "check_preconditioner",
     "check_projector",
+    "check_solver",
     "check_transform",
     "manifolds",
     "norms",
@@ -52,5 +56,6 @@ __all__ = [
     "places",
     "preconditioners",
     "projectors",
+    "solvers",
     "transforms",
 ]

@@ -12,6 +12,7 @@ from steepest.manifolds import Manifold
 from steepest.norms import Norm
 from steepest.optim import OPTIMIZERS, Optimizer
 from steepest.projectors import Projector
+from steepest.solvers import Method
 from steepest.transforms import Transform
 
 if TYPE_CHECKING:
@@ -53,6 +54,12 @@ def projectors() -> list[Projector]:
     """Every example of every projector."""
     _walk("projectors")
     return [example for _, family in sorted(Projector.known.items()) for example in family.examples()]
+
+
+def solvers() -> list[Method]:
+    """Every example of every method of `minimize`."""
+    _walk("solvers")
+    return [example for _, family in sorted(Method.known.items()) for example in family.examples()]
 
 
 def preconditioners() -> list[tuple[type[LayerPreconditioner], dict[str, Any]]]:

@@ -1,0 +1,257 @@
+"""The loop around a method: when to stop, what to say, what to keep."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from steepest.checks import check_range
+from steepest.linalg.precision import widen
+from steepest.manifolds.base import Manifold
+from steepest.manifolds.euclidean import Euclidean
+from steepest.manifolds.tensors import as_tuple, each
+from steepest.solvers.base import Method, State, Stop
+from steepest.solvers.checkpoint import Checkpoint
+from steepest.solvers.problem import Function, Iterate, Problem
+from steepest.solvers.result import HEADER, Record, Result
+
+Callback = Callable[[Record, Any], Any]
+MEND = 100
+"""Steps after which drift off the manifold is looked for."""
+PATIENCE = 40
+"""Steps without progress, in the value or in the gradient, after which rounding is taken to be reached."""
+
+
+def minimize(
+    fun: Function,
+    x0: Any,
+    manifold: Manifold | None = None,
+    method: Method | str = "LBFGS",
+    *,
+    gradient: Callable[[Any], Any] | None = None,
+    hvp: Callable[[Any, Any], Any] | None = None,
+    tolerance: float = 1e-6,
+    max_iterations: int = 1000,
+    max_evaluations: int | None = None,
+    max_seconds: float | None = None,
+    verbose: int = 0,
+    callback: Callback | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: float = 60.0,
+    seed: int = 0,
+) -> Result:
+    """Minimise a function on a manifold, from a point on.
+
+    Args:
+        fun: takes a point (a tensor, or a tuple of tensors where the manifold has several) and returns a tensor with
+            one real number. Where it is infinite or NaN, it counts as too high.
+        x0: where to start, on the manifold. Leading batch dimensions make a product of manifolds.
+        manifold: where x lives. None: anywhere, as a plain tensor (or tuple of tensors).
+        method: an instance from `steepest.solvers`, or the name of one, in any case and with or without underscores.
+        gradient: point -> Euclidean gradient. None: by autograd.
+        hvp: (point, tangent vector) -> Euclidean Hessian times it. None: by autograd.
+        tolerance: of the Riemannian norm of the gradient.
+        max_iterations, max_evaluations, max_seconds: where to stop at the latest; evaluations are those of values,
+            gradients and products with the Hessian together.
+        verbose: print every so many-th iteration.
+        callback: called as `callback(record, x)` before the first and after each iteration; what is true ends the run.
+        checkpoint: a file that the state is written to, every `checkpoint_every` seconds and at the end; a run that
+            finds the file goes on from there, to the same numbers as if it had not been broken off.
+        seed: of methods that draw random numbers. torch's own generator is never used.
+
+    Returns:
+        The best point and how it was found. Half precisions are computed in, and come back as, float32.
+
+    Raises:
+        ValueError: x0 is not on the manifold, the function is not finite there, the method does not fit, or the
+            checkpoint is of another run.
+
+    Absil, Mahony and Sepulchre 2008, "Optimization Algorithms on Matrix Manifolds"; Boumal 2023, "An Introduction to
+    Optimization on Smooth Manifolds".
+
+    >>> from steepest import Stiefel, minimize
+    >>> a = torch.diag(torch.arange(6.0))
+    >>> result = minimize(lambda x: -(x.T @ a @ x).trace(), Stiefel().random_point((6, 2)), Stiefel(), "TrustRegion")
+    >>> round(result.value, 4), result.success
+    (-9.0, True)
+    """
+    started = time.perf_counter()
+    method = named(method)
+    manifold, x0 = _place(manifold, x0)
+    _check_limits(tolerance, max_iterations, max_evaluations, max_seconds, checkpoint_every, verbose)
+    if fault := method.fault(manifold, x0):
+        raise ValueError(f"method: {type(method).__name__} {fault}")
+    problem = Problem(fun, manifold, gradient, hvp, seed)
+    problem.curvature = method.order == 2
+    keeper = Checkpoint(checkpoint, checkpoint_every, problem, method)
+    at, state, history, before = keeper.load() or _first(problem, method, x0)
+    run = _Run(problem, method, history, before, started, verbose, callback)
+    limits = _Limits(tolerance, max_iterations, max_evaluations, max_seconds)
+    return run.loop(at, state, limits, keeper)
+
+
+def named(method: Method | str) -> Method:
+    """The method of this name, with its default options."""
+    if not isinstance(method, str):
+        if not isinstance(method, Method):
+            raise TypeError(f"method: got {type(method).__name__}, expected a method of steepest.solvers, or its name")
+        return method
+    plain = {name.lower(): family for name, family in Method.known.items()}
+    family = plain.get(method.lower().replace("_", "").replace("-", "").replace(" ", ""))
+    if family is None:
+        raise ValueError(f"method: unknown {method!r}, expected one of {', '.join(sorted(Method.known))}")
+    needed = [p.name for p in inspect.signature(family).parameters.values() if p.default is p.empty]
+    if needed:
+        raise ValueError(f"method: {family.__name__} needs {', '.join(needed)}; pass an instance, not its name")
+    found: Method = family()
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Limits:
+    tolerance: float
+    iterations: int
+    evaluations: int | None
+    seconds: float | None
+
+    def reason(self, record: Record) -> tuple[str, bool] | None:
+        """Why to stop here, and whether that is success."""
+        if record.gradient_norm <= self.tolerance:
+            return f"gradient norm is at most the tolerance, {self.tolerance:g}", True
+        if record.iteration >= self.iterations:
+            return f"max_iterations = {self.iterations} reached", False
+        if self.evaluations is not None and record.evaluations >= self.evaluations:
+            return f"max_evaluations = {self.evaluations} reached", False
+        if self.seconds is not None and record.seconds >= self.seconds:
+            return f"max_seconds = {self.seconds:g} reached", False
+        return None
+
+
+class _Run:
+    def __init__(
+        self,
+        problem: Problem,
+        method: Method,
+        history: list[Record],
+        before: float,
+        started: float,
+        verbose: int,
+        callback: Callback | None,
+    ) -> None:
+        self.problem, self.method, self.history = problem, method, history
+        self.started = started - before
+        self.verbose, self.callback = verbose, callback
+        self.best: Iterate | None = None
+        self.lowest = self.flattest = math.inf
+        self.idle = 0
+
+    def loop(self, at: Iterate, state: State, limits: _Limits, keeper: Checkpoint) -> Result:
+        """Steps until there is a reason to stop."""
+        if self.verbose:
+            print(HEADER)
+        end = self._look(at, state, limits)
+        while end is None:
+            try:
+                after, changed = self.method.step(at, state)
+            except Stop as stop:
+                end = stop.reason, stop.converged
+                break
+            at, state = after, {**changed, "iteration": state["iteration"] + 1}
+            if state["iteration"] % MEND == 0:
+                at = self._mended(at)
+            end = self._look(at, state, limits)
+            keeper.save(at, state, self.history, self._seconds(), end is not None)
+        if self.verbose:
+            print(end[0])
+        best = self.best or at
+        norm = best.norm if self.method.order else math.nan
+        return Result(
+            best.x,
+            best.value,
+            norm,
+            state["iteration"],
+            self.problem.evaluations,
+            self._seconds(),
+            *end,
+            self.history,
+            self.method,
+        )
+
+    def _look(self, at: Iterate, state: State, limits: _Limits) -> tuple[str, bool] | None:
+        """Write the history, and see whether there is a reason to stop."""
+        norm = at.norm if self.method.order else math.nan
+        note = {k: v for k, v in state.get("note", {}).items() if isinstance(v, int | float)}
+        record = Record(state["iteration"], at.value, norm, self._seconds(), self.problem.evaluations.total, note)
+        if not self.history or self.history[-1].iteration < record.iteration:
+            self.history.append(record)
+        if self.verbose and record.iteration % self.verbose == 0:
+            print(record.row())
+        if self.best is None or at.value <= self.best.value:
+            self.best = at
+        if self.callback is not None and self.callback(record, at.x):
+            return "the callback ended it", False
+        return limits.reason(record) or self._idle(record)
+
+    def _idle(self, record: Record) -> tuple[str, bool] | None:
+        """Whether nothing has changed for long but by rounding."""
+        lower = not record.value >= self.lowest - 1e-16 * abs(self.lowest)
+        flatter = record.gradient_norm < 0.9 * self.flattest
+        self.lowest, self.flattest = min(self.lowest, record.value), min(self.flattest, record.gradient_norm)
+        self.idle = 0 if lower or flatter else self.idle + 1
+        if self.idle < PATIENCE:
+            return None
+        return f"neither value nor gradient went down in {PATIENCE} iterations: rounding", False
+
+    def _mended(self, at: Iterate) -> Iterate:
+        """The point without what rounding has added to its distance from the manifold, where that shows."""
+        manifold = self.problem.manifold
+        eps = 1e-15 if at.gradient.dtype.itemsize == 8 else 1e-7
+        if float(manifold.residual(at.x).max()) <= 1000 * eps:
+            return at
+        mended = self.problem.at(manifold.project(at.x))
+        return mended if mended.value <= at.value + 1e-8 * abs(at.value) else at
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+
+def _first(problem: Problem, method: Method, x0: Any) -> tuple[Iterate, State, list[Record], float]:
+    at = problem.at(x0)
+    if not math.isfinite(at.value) or (method.order and not at.finite):
+        raise ValueError(
+            f"fun: its value at x0 is {at.value}{f', its gradient {at.norm}' if method.order else ''}; expected finite "
+            "numbers. Start where the function and its derivative are defined."
+        )
+    return at, {**method.init(at), "iteration": 0}, [], 0.0
+
+
+def _place(manifold: Manifold | None, x0: Any) -> tuple[Manifold, Any]:
+    x0 = tuple(x0) if isinstance(x0, list) else x0
+    if manifold is None:
+        manifold = _plain(x0)
+    x0 = each(lambda t: widen(t.detach()), x0)
+    manifold.check_point(x0, "x0")
+    return manifold, x0
+
+
+def _plain(x0: Any) -> Manifold:
+    from steepest.manifolds.product import Product
+
+    flat = tuple(Euclidean(t.ndim) for t in as_tuple(x0))
+    return flat[0] if len(flat) == 1 else Product(flat)
+
+
+def _check_limits(
+    tolerance: float, iterations: int, evaluations: int | None, seconds: float | None, every: float, verbose: int
+) -> None:
+    check_range("tolerance", tolerance)
+    check_range("max_iterations", iterations)
+    check_range("max_evaluations", evaluations or 0)
+    check_range("max_seconds", seconds or 0)
+    check_range("checkpoint_every", every)
+    check_range("verbose", verbose)
