@@ -9,7 +9,7 @@ from torch import Tensor
 
 from steepest.checks import check_range
 from steepest.solvers.base import Method, State, Stop
-from steepest.solvers.line_search import HagerZhang, LineSearch
+from steepest.solvers.line_search import Armijo, LineSearch
 from steepest.solvers.problem import Iterate
 
 
@@ -60,6 +60,9 @@ class ConjugateGradients(Method):
     | "liu-storey" | max(0, -g.y / p.g') |
     | "hager-zhang" | (y - 2 p y.y / p.y).g / p.y, at least -1 / (\\|p\\| min(0.01, \\|g'\\|)) |
 
+    The default line search compares two values and takes no slopes, which is half the work of the Wolfe conditions;
+    where the last digits of the gradient count, `HagerZhang(curvature=0.4)` gets them.
+
     It starts again with -g where p is no direction of descent, and where successive gradients are far from orthogonal,
     \\|g.g'\\| > `powell` g.g (Powell 1977).
 
@@ -74,7 +77,7 @@ class ConjugateGradients(Method):
     """
 
     beta: str = "hestenes-stiefel"
-    line_search: LineSearch = dataclasses.field(default_factory=lambda: HagerZhang(curvature=0.4))
+    line_search: LineSearch = dataclasses.field(default_factory=lambda: Armijo(refine=True))
     powell: float = 0.5
 
     def __post_init__(self) -> None:

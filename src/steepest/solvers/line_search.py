@@ -51,6 +51,9 @@ class Armijo(LineSearch):
     Each next t is the minimiser of the parabola through the three numbers known, within a tenth and `contraction` of
     the last. It takes values of f alone.
 
+    With `refine` a t that will do is compared with the minimiser of its parabola, at most ten times as far, and the
+    lower one of the two is taken: for directions, like those of conjugate gradients, that want the minimum along them.
+
     Armijo 1966; Nocedal and Wright 2006, algorithm 3.1 and page 58.
 
     >>> from steepest.solvers import Armijo, minimize
@@ -61,6 +64,7 @@ class Armijo(LineSearch):
     decrease: float = 1e-4
     contraction: float = 0.5
     trials: int = 40
+    refine: bool = False
 
     slopes: ClassVar[bool] = False
 
@@ -77,12 +81,17 @@ class Armijo(LineSearch):
         t = initial
         for _ in range(self.trials):
             to = at.move(t * p)
+            best = _parabola(at.value, slope, t, to.value)
             if to.value <= start + self.decrease * t * slope + rounding(at):
-                return t, to
-            rise = to.value - at.value - slope * t
-            best = -slope * t**2 / (2 * rise) if math.isfinite(rise) and rise > 0 else 0.0
+                return self._refined(at, p, t, to, min(best, 10 * t)) if self.refine else (t, to)
             t = min(max(best, 0.1 * t), self.contraction * t)
         return None
+
+    def _refined(self, at: Iterate, p: Tensor, t: float, to: Iterate, best: float) -> Found:
+        if 0.8 * t <= best <= 1.25 * t or abs(to.value - at.value) <= 100 * rounding(at):
+            return t, to
+        other = at.move(best * p)
+        return (best, other) if other.value < to.value else (t, to)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,6 +249,15 @@ class HagerZhang(LineSearch):
 def rounding(at: Iterate) -> float:
     """What two values of f near this one may differ by for no reason."""
     return 4 * torch.finfo(at.gradient.dtype).eps * abs(at.value)
+
+
+def _parabola(start: float, slope: float, t: float, value: float) -> float:
+    """Minimiser of the parabola with this start, slope and value at t; infinite where it has none, zero where the value
+    is not finite."""
+    if not math.isfinite(value):
+        return 0.0
+    rise = value - start - slope * t
+    return -slope * t**2 / (2 * rise) if rise > 0 else math.inf
 
 
 class _Done(Exception):
