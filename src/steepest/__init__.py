@@ -45,6 +45,7 @@ from steepest.optim import (
     AMSGrad,
     APOLLOMini,
     AuON,
+    Bloop,
     Composed,
     Conda,
     DCTAdamW,
@@ -65,6 +66,7 @@ from steepest.optim import (
     Spectra,
     Trion,
     TrustRegion,
+    VarianceReduced,
     clip_grad_norm_,
     constrain,
     param_groups,
@@ -72,7 +74,7 @@ from steepest.optim import (
     step_in_backward,
     width_transfer,
 )
-from steepest.solvers import minimize
+from steepest.solvers import bilevel, check_gradient, check_hessian, minimize, minmax
 from steepest.transforms import chain
 
 __version__ = "0.1.0"
@@ -99,6 +101,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "AuON",
+    "Bloop",
     "Composed",
     "Conda",
     "Correlation",
@@ -146,10 +149,15 @@ __all__ = [
     "TrustRegion",
     "Tucker",
     "Unitary",
+    "VarianceReduced",
+    "bilevel",
     "chain",
+    "check_gradient",
+    "check_hessian",
     "clip_grad_norm_",
     "constrain",
     "minimize",
+    "minmax",
     "param_groups",
     "refactor_",
     "step_in_backward",

@@ -25,7 +25,7 @@ from steepest.manifolds.tensors import as_tuple, each, like
 if TYPE_CHECKING:
     from steepest.manifolds.base import Manifold
 
-__all__ = ["ConvergenceWarning", "flat", "hessian", "integrate", "shoot"]
+__all__ = ["ConvergenceWarning", "flat", "hessian", "integrate", "shoot", "towards"]
 
 
 def flat(m: Manifold, x: Any, v: Any) -> Any:
@@ -86,24 +86,28 @@ def shoot(m: Manifold, x: Any, y: Any, iterations: int = 100) -> Any:
 
 def _correction(m: Manifold, x: Any, end: Any, y: Any) -> Tensor:
     """Coordinates at x, as one vector, of the tangent vector at `end` that leads towards y."""
-    shape = as_tuple(m.pull(x, x))
-    gap = each(torch.sub, m.represent(y), m.represent(end))
+    return ravel(as_tuple(m.carry(end, x, towards(m, end, y))), m.block_ndims)
+
+
+def towards(m: Manifold, x: Any, y: Any, iterations: int = 50) -> Any:
+    """Coordinates at x of a tangent vector that leads towards y, to first order in the gap between what the two points
+    represent: cheap, and on a quotient the same for every representative of y."""
+    gap = each(torch.sub, m.represent(y), m.represent(x))
+    f = m.frame(x)
     if type(m).represent is _plain(m):
-        h = m.coords(end, gap)
-    else:
-        f = m.frame(end)
+        return m._coords(f, gap)
+    shape = as_tuple(m._pull(f, x))
 
-        def forth(z: Tensor) -> Tensor:
-            h = unravel(z, shape, m.block_ndims)
-            v = m._push(f, h if len(shape) > 1 else h[0])
-            return _flatten(m, x, torch.func.jvp(m.represent, (end,), (v,))[1])
+    def forth(z: Tensor) -> Tensor:
+        h = unravel(z, shape, m.block_ndims)
+        v = m._push(f, h if len(shape) > 1 else h[0])
+        return _flatten(m, x, torch.func.jvp(m.represent, (x,), (v,))[1])
 
-        zero = ravel(shape, m.block_ndims) * 0
-        back = torch.func.vjp(forth, zero)[1]
-        # a poor direction is as good as a fine one, as long as its error vanishes with the gap
-        solution, _ = least_squares(forth, lambda c: back(c)[0], _flatten(m, x, gap), 1, 1, 1e-3, 50)
-        h = like(shape if len(shape) > 1 else shape[0], unravel(solution, shape, m.block_ndims))
-    return ravel(as_tuple(m.carry(end, x, h)), m.block_ndims)
+    zero = ravel(shape, m.block_ndims) * 0
+    back = torch.func.vjp(forth, zero)[1]
+    # a poor direction is as good as a fine one, as long as its error vanishes with the gap
+    solution, _ = least_squares(forth, lambda c: back(c)[0], _flatten(m, x, gap), 1, 1, 1e-3, iterations)
+    return like(shape if len(shape) > 1 else shape[0], unravel(solution, shape, m.block_ndims))
 
 
 def _plain(m: Manifold) -> Any:

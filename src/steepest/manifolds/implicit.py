@@ -131,6 +131,6 @@ def unravel(z: Tensor, parts: tuple[Tensor, ...], ndims: tuple[int, ...]) -> tup
         out.append(
             torch.view_as_complex(piece.reshape(*batch, *shape, 2).contiguous())
             if t.is_complex()
-            else piece.reshape(*batch, *shape)
+            else piece.reshape((*batch, *shape))
         )
     return tuple(out)

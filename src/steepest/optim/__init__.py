@@ -6,6 +6,7 @@ from steepest.optim.adam import Adam, AdamW, AMSGrad
 from steepest.optim.adaptive_muon import AdaMuon, NorMuon
 from steepest.optim.apollo import APOLLO, APOLLOMini
 from steepest.optim.auon import AuON
+from steepest.optim.bloop import Bloop
 from steepest.optim.clip import clip_grad_norm_
 from steepest.optim.coap import COAP
 from steepest.optim.composed import Composed
@@ -34,6 +35,7 @@ from steepest.optim.sm3 import SM3
 from steepest.optim.soap import SOAP
 from steepest.optim.spectra import Spectra
 from steepest.optim.trust_region import TrustRegion
+from steepest.optim.variance_reduction import VarianceReduced
 from steepest.optim.width import width_transfer
 
 __all__ = [
@@ -54,6 +56,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "AuON",
+    "Bloop",
     "Composed",
     "Conda",
     "Constraint",
@@ -79,6 +82,7 @@ __all__ = [
     "Spectra",
     "Trion",
     "TrustRegion",
+    "VarianceReduced",
     "clip_grad_norm_",
     "constrain",
     "constraints",

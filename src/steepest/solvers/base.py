@@ -39,6 +39,18 @@ class Method(Spec, abc.ABC):
 
     order: ClassVar[int] = 1
     """Derivatives that it takes: 0, 1 or 2."""
+    accuracy: ClassVar[float | None] = None
+    """How far above an optimum of zero it may end in the common suite. None: as methods of its order may."""
+
+    @property
+    def curvature(self) -> bool:
+        """Whether it asks for products with the Hessian, for which gradients keep their graphs."""
+        return self.order == 2
+
+    @property
+    def steady(self) -> bool:
+        """Whether many steps without progress, in the value or in the gradient, mean that rounding has been reached."""
+        return self.order > 0
 
     def init(self, at: Iterate) -> State:
         """The state before the first step."""

@@ -11,9 +11,10 @@ import torch
 
 from steepest.manifolds.tensors import as_tuple
 from steepest.runs.files import atomic
-from steepest.solvers.base import Method, State
+from steepest.solvers.base import State
 from steepest.solvers.problem import Evaluations, Iterate, Problem
 from steepest.solvers.result import Record
+from steepest.spec import Spec
 
 FORMAT = 1
 
@@ -21,7 +22,7 @@ FORMAT = 1
 class Checkpoint:
     """Where a run is kept, if anywhere."""
 
-    def __init__(self, path: str | Path | None, every: float, problem: Problem, method: Method) -> None:
+    def __init__(self, path: str | Path | None, every: float, problem: Problem, method: Spec) -> None:
         self.path = None if path is None else Path(path)
         self.every, self.problem, self.method = every, problem, method
         self.last = time.monotonic()

@@ -6,6 +6,7 @@ import abc
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -77,20 +78,31 @@ class Armijo(LineSearch):
         self, at: Iterate, p: Tensor, slope: float, initial: float, reference: float | None = None
     ) -> Found | None:
         """The first t, from `initial` down."""
+        return self.along(lambda t: at.move(t * p), at, slope, initial, reference)
+
+    def along(
+        self,
+        path: Callable[[float], Iterate],
+        at: Iterate,
+        slope: float,
+        initial: float,
+        reference: float | None = None,
+    ) -> Found | None:
+        """`search` on any curve t -> point that leaves `at`, with f's slope there."""
         start = at.value if reference is None else reference
         t = initial
         for _ in range(self.trials):
-            to = at.move(t * p)
+            to = path(t)
             best = _parabola(at.value, slope, t, to.value)
             if to.value <= start + self.decrease * t * slope + rounding(at):
-                return self._refined(at, p, t, to, min(best, 10 * t)) if self.refine else (t, to)
+                return self._refined(path, at, t, to, min(best, 10 * t)) if self.refine else (t, to)
             t = min(max(best, 0.1 * t), self.contraction * t)
         return None
 
-    def _refined(self, at: Iterate, p: Tensor, t: float, to: Iterate, best: float) -> Found:
-        if 0.8 * t <= best <= 1.25 * t or abs(to.value - at.value) <= 100 * rounding(at):
+    def _refined(self, path: Callable[[float], Iterate], at: Iterate, t: float, to: Iterate, best: float) -> Found:
+        if 0.8 * t <= best <= 1.25 * t or abs(to.value - at.value) <= 12 * rounding(at):
             return t, to
-        other = at.move(best * p)
+        other = path(best)
         return (best, other) if other.value < to.value else (t, to)
 
 
@@ -247,8 +259,8 @@ class HagerZhang(LineSearch):
 
 
 def rounding(at: Iterate) -> float:
-    """What two values of f near this one may differ by for no reason."""
-    return 4 * torch.finfo(at.gradient.dtype).eps * abs(at.value)
+    """What two values of f near this one may differ by for no reason: it is a sum of many terms."""
+    return 32 * torch.finfo(at.dtype).eps * abs(at.value)
 
 
 def _parabola(start: float, slope: float, t: float, value: float) -> float:
@@ -258,6 +270,14 @@ def _parabola(start: float, slope: float, t: float, value: float) -> float:
         return 0.0
     rise = value - start - slope * t
     return -slope * t**2 / (2 * rise) if rise > 0 else math.inf
+
+
+def guess(at: Iterate, to: Iterate, slope: float, t: float) -> float:
+    """The t to be tried first on the next curve like this one: the minimiser of the parabola through the values at both
+    ends, with the slope at the first, within a tenth and ten times t; t itself where rounding bends the parabola."""
+    if abs(to.value - at.value - slope * t) <= 10 * rounding(at):
+        return t
+    return min(max(_parabola(at.value, slope, t, to.value), t / 10), 10 * t)
 
 
 class _Done(Exception):
@@ -279,6 +299,13 @@ class _Trial:
         if self.t == 0:
             return self.line.slope
         found = self.line.at.slope(self.line.p, self.t, self.to) if math.isfinite(self.value) else math.inf
+        return found if math.isfinite(found) else math.inf
+
+    @functools.cached_property
+    def estimate(self) -> float:
+        """The slope as quasi-Newton methods see it: of the gradient here and the direction carried to here."""
+        line = self.line
+        found = float(self.to.gradient @ line.at.carry(line.p, self.to)) if math.isfinite(self.value) else math.inf
         return found if math.isfinite(found) else math.inf
 
 
@@ -320,13 +347,17 @@ class _Line:
         return enough and trial.value <= low.value + self.slack
 
     def good(self, trial: _Trial, decrease: float, curvature: float) -> bool:
-        """Wolfe's strong conditions, given the first of them."""
-        return abs(trial.slope) <= -curvature * self.slope
+        """Wolfe's strong conditions, given the first of them; the carried direction may show the second one, at a
+        fraction of the slope's cost."""
+        limit = -curvature * self.slope
+        return abs(trial.estimate) <= limit or abs(trial.slope) <= limit
 
     def _weak(self, trial: _Trial, rule: HagerZhang) -> bool:
         if not math.isfinite(trial.value):
             return False
-        enough = trial.value <= self.value + rule.decrease * trial.t * self.slope
+        promised = rule.decrease * trial.t * self.slope
+        # a decrease that rounding could have made says nothing of t: the slope has to
+        enough = trial.value <= self.value + promised and -promised > rounding(self.at)
         if not (enough or self.near(trial)) or not trial.slope >= rule.curvature * self.slope:
             return False
         return enough or trial.slope <= (2 * rule.decrease - 1) * self.slope

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from steepest.checks import check_range
 from steepest.linalg.precision import widen
 from steepest.manifolds.base import Manifold
@@ -17,6 +20,7 @@ from steepest.manifolds.euclidean import Euclidean
 from steepest.manifolds.tensors import as_tuple, each
 from steepest.solvers.base import Method, State, Stop
 from steepest.solvers.checkpoint import Checkpoint
+from steepest.solvers.line_search import rounding
 from steepest.solvers.problem import Function, Iterate, Problem
 from steepest.solvers.result import HEADER, Record, Result
 
@@ -70,6 +74,7 @@ def minimize(
     Raises:
         ValueError: x0 is not on the manifold, the function is not finite there, the method does not fit, or the
             checkpoint is of another run.
+        TypeError: x0 is not made of tensors, or `fun` does not return what it should.
 
     Absil, Mahony and Sepulchre 2008, "Optimization Algorithms on Matrix Manifolds"; Boumal 2023, "An Introduction to
     Optimization on Smooth Manifolds".
@@ -87,7 +92,8 @@ def minimize(
     if fault := method.fault(manifold, x0):
         raise ValueError(f"method: {type(method).__name__} {fault}")
     problem = Problem(fun, manifold, gradient, hvp, seed)
-    problem.curvature = method.order == 2
+    problem.curvature, problem.derivatives = method.curvature, method.order > 0
+    problem.tolerance = tolerance
     keeper = Checkpoint(checkpoint, checkpoint_every, problem, method)
     at, state, history, before = keeper.load() or _first(problem, method, x0)
     run = _Run(problem, method, history, before, started, verbose, callback)
@@ -185,20 +191,32 @@ class _Run:
     def _look(self, at: Iterate, state: State, limits: _Limits) -> tuple[str, bool] | None:
         """Write the history, and see whether there is a reason to stop."""
         norm = at.norm if self.method.order else math.nan
-        note = {k: v for k, v in state.get("note", {}).items() if isinstance(v, int | float)}
+        note = {k: v for k, v in state.get("note", {}).items() if isinstance(v, int | float | str)}
         record = Record(state["iteration"], at.value, norm, self._seconds(), self.problem.evaluations.total, note)
         if not self.history or self.history[-1].iteration < record.iteration:
             self.history.append(record)
         if self.verbose and record.iteration % self.verbose == 0:
             print(record.row())
-        if self.best is None or at.value <= self.best.value:
+        if self.method.order and not math.isfinite(norm):
+            return "the gradient is not finite at a point where the function is", False
+        if self._better(at):
             self.best = at
         if self.callback is not None and self.callback(record, at.x):
             return "the callback ended it", False
         return limits.reason(record) or self._idle(record)
 
+    def _better(self, at: Iterate) -> bool:
+        """Whether it is the best point so far: of values that rounding may have made different, the one with the
+        smaller gradient."""
+        if self.best is None or not self.method.order:
+            return self.best is None or at.value <= self.best.value
+        noise = rounding(at)
+        return at.value < self.lowest - noise or (at.value <= self.lowest + noise and at.norm < self.best.norm)
+
     def _idle(self, record: Record) -> tuple[str, bool] | None:
         """Whether nothing has changed for long but by rounding."""
+        if not self.method.steady:  # the best of a population may wait for long, and the method tells when it is over
+            return None
         lower = not record.value >= self.lowest - 1e-16 * abs(self.lowest)
         flatter = record.gradient_norm < 0.9 * self.flattest
         self.lowest, self.flattest = min(self.lowest, record.value), min(self.flattest, record.gradient_norm)
@@ -210,7 +228,7 @@ class _Run:
     def _mended(self, at: Iterate) -> Iterate:
         """The point without what rounding has added to its distance from the manifold, where that shows."""
         manifold = self.problem.manifold
-        eps = 1e-15 if at.gradient.dtype.itemsize == 8 else 1e-7
+        eps = 1e-15 if at.dtype == torch.float64 else 1e-7
         if float(manifold.residual(at.x).max()) <= 1000 * eps:
             return at
         mended = self.problem.at(manifold.project(at.x))
@@ -227,11 +245,27 @@ def _first(problem: Problem, method: Method, x0: Any) -> tuple[Iterate, State, l
             f"fun: its value at x0 is {at.value}{f', its gradient {at.norm}' if method.order else ''}; expected finite "
             "numbers. Start where the function and its derivative are defined."
         )
+    if method.order and problem.given_gradient is None and not at.tracked:
+        raise TypeError(
+            "fun: its value at x0 does not depend on x0 through operations that torch can differentiate (numpy, "
+            "`detach`, `no_grad`, `inference_mode`?). Give `gradient`, or take a method without derivatives, such as "
+            "NelderMead or ParticleSwarm."
+        )
     return at, {**method.init(at), "iteration": 0}, [], 0.0
 
 
 def _place(manifold: Manifold | None, x0: Any) -> tuple[Manifold, Any]:
+    """The manifold, by default all tensors, and the point, detached and checked."""
     x0 = tuple(x0) if isinstance(x0, list) else x0
+    if not (manifold is None or isinstance(manifold, Manifold)):
+        raise TypeError(f"manifold: got {manifold!r}, expected an instance of a manifold, such as Sphere(), or None")
+    for t in as_tuple(x0):
+        if not isinstance(t, Tensor) or not (t.is_floating_point() or t.is_complex()):
+            got = f"a tensor of {t.dtype}" if isinstance(t, Tensor) else f"{type(t).__name__}"
+            raise TypeError(
+                f"x0: got {got}, expected a tensor (or a tuple of tensors) of floating point or complex numbers, as "
+                "`torch.as_tensor(x0, dtype=torch.float64)` makes it"
+            )
     if manifold is None:
         manifold = _plain(x0)
     x0 = each(lambda t: widen(t.detach()), x0)

@@ -77,6 +77,15 @@ class Problem:
         self.evaluations = Evaluations()
         self.curvature = False
         """Whether gradients keep what products with the Hessian need."""
+        self.derivatives = True
+        """Whether values keep what gradients need; without, the function is called on plain tensors, and may be made of
+        anything."""
+        self.tolerance = 0.0
+        """Gradient norm at which the run ends: no inner iteration needs to be more exact."""
+        self._mapped: bool | None = None
+        self.looped = False
+        """Whether products with several vectors are taken one by one."""
+        self._shapes: dict[Any, tuple[Tensor, ...]] = {}
 
     def at(self, x: Any) -> Iterate:
         """The function at a point; nothing is computed before it is asked for."""
@@ -88,10 +97,31 @@ class Problem:
         with torch.no_grad():
             return _number(self.fun(x))
 
+    def values(self, xs: Any) -> list[float]:
+        """f at k points stacked on a new first dimension, as `value` has it: by `torch.vmap` in one call, or one by one
+        where the function is not made for that, which the first call finds out."""
+        points = as_tuple(xs)
+        k = len(points[0])
+        if self._mapped is not False:
+            try:
+                with torch.no_grad():
+                    found = torch.vmap(self.fun)(xs)
+                numbers = [_number(f) for f in found.detach().cpu()]
+                self._mapped = True
+                self.evaluations.values += k
+                return numbers
+            except Exception:
+                if self._mapped:
+                    raise
+                self._mapped = False
+        return [self.value(like(xs, [t[i] for t in points])) for i in range(k)]
+
     def generator(self, *numbers: int, device: torch.device | None = None) -> torch.Generator:
         """A generator of random numbers that depends on the seed and these numbers alone (the iteration, say), so that
         a run that is resumed draws what the unbroken one would."""
-        mixed = functools.reduce(lambda a, b: (a * 1000003 + b + 1) % 2**63, numbers, self.seed)
+        # far from the small seeds that x0 may have been drawn with: the same numbers again would be parallel to it
+        start = (self.seed + 1) * 6364136223846793005 % 2**63
+        mixed = functools.reduce(lambda a, b: (a * 1000003 + b + 1) % 2**63, numbers, start)
         return torch.Generator(device or "cpu").manual_seed(mixed)
 
 
@@ -103,6 +133,8 @@ class Iterate:
 
     def __init__(self, problem: Problem, x: Any) -> None:
         self.problem, self.x = problem, x
+        self.tracked = False
+        """Whether torch can differentiate the value, once that is computed."""
         self._leaf: Any = None
         self._loss: Tensor | None = None
 
@@ -112,13 +144,15 @@ class Iterate:
     def value(self) -> float:
         """f; infinite where it is NaN."""
         problem = self.problem
-        if problem.given_gradient is not None:
+        if problem.given_gradient is not None or not problem.derivatives:
             return problem.value(self.x)
         problem.evaluations.values += 1
         with torch.enable_grad():
             self._leaf = each(lambda t: t.detach().requires_grad_(), self.x)
             self._loss = problem.fun(self._leaf)
-        return _number(self._loss)
+        value = _number(self._loss)
+        self.tracked = self._loss.requires_grad
+        return value
 
     @functools.cached_property
     def covector(self) -> Any:
@@ -129,13 +163,13 @@ class Iterate:
             keep = problem.curvature and problem.given_hvp is None
             with torch.set_grad_enabled(keep):
                 self._leaf = each(lambda t: t.detach().requires_grad_(keep), self.x)
-                return problem.given_gradient(self._leaf)
+                return _packed("gradient", problem.given_gradient(self._leaf), self.x)
         if self._loss is None:
             problem.evaluations.values -= "value" in self.__dict__
             self.__dict__.pop("value", None)
             self.value  # noqa: B018 - records the graph
         assert self._loss is not None
-        if not self._loss.requires_grad:
+        if not self.tracked:
             return each(torch.zeros_like, self.x)
         keep = problem.curvature and problem.given_hvp is None
         with torch.enable_grad():
@@ -173,14 +207,22 @@ class Iterate:
     @functools.cached_property
     def blocks(self) -> tuple[Tensor, ...]:
         """Tensors of the shapes of the coordinates' blocks."""
-        with torch.no_grad():
-            h = as_tuple(self.problem.manifold._pull(self.frame, self.x))
-        return tuple(torch.empty_like(b, device="meta") for b in h)
+        shapes, key = self.problem._shapes, tuple((t.shape, t.dtype) for t in as_tuple(self.x))
+        if key not in shapes:
+            with torch.no_grad():
+                h = as_tuple(self.problem.manifold._pull(self.frame, self.x))
+            shapes[key] = tuple(torch.empty_like(b, device="meta") for b in h)
+        return shapes[key]
 
     @property
     def size(self) -> int:
         """n, how many real numbers the coordinates are."""
         return sum(b.numel() * (2 if b.is_complex() else 1) for b in self.blocks)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of vectors: real, as precise as the point."""
+        return functools.reduce(torch.promote_types, [b.dtype.to_real() for b in self.blocks])
 
     def ravel(self, h: Any) -> Tensor:
         """Coordinates as the manifold has them -> one real vector; extra leading dimensions stay."""
@@ -192,7 +234,7 @@ class Iterate:
     def unravel(self, z: Tensor) -> Any:
         """Vectors `(*k, n)` -> coordinates as the manifold has them, `(*k, *b, ...)`."""
         if len(self.blocks) == 1 and not self.blocks[0].is_complex():
-            return z.reshape(*z.shape[:-1], *self.blocks[0].shape)
+            return z.reshape((*z.shape[:-1], *self.blocks[0].shape))
         parts = unravel(z, self.blocks, tuple(b.ndim for b in self.blocks))
         return parts if len(parts) > 1 else parts[0]
 
@@ -215,7 +257,7 @@ class Iterate:
         """Standard Gaussian tangent vectors, `(*k, n)`, drawn in float64 so that the draw does not depend on the
         dtype."""
         z = torch.randn(*k, self.size, dtype=torch.float64, generator=generator, device=generator.device)
-        return self.conform(z.to(self.gradient))
+        return self.conform(z.to(as_tuple(self.x)[0].device, self.dtype))
 
     # Moving. ----------------------------------------------------------------------------------------------------------
 
@@ -254,11 +296,12 @@ class Iterate:
         with torch.no_grad():
             if z.ndim == 1:
                 v = self.push(z)
-                return self._curved(v, self._euclidean(v, False))
+                return self.curved(v, self._euclidean(v, False))
             v = torch.vmap(self.push)(z)
-            return torch.vmap(self._curved)(v, self._euclidean(v, True))
+            return torch.vmap(self.curved)(v, self._euclidean(v, True))
 
-    def _curved(self, v: Any, gv: Any) -> Tensor:
+    def curved(self, v: Any, gv: Any) -> Tensor:
+        """Riemannian Hessian times a tangent vector v, from the Euclidean Hessian times it."""
         manifold = self.problem.manifold
         w = manifold.hessian(self.x, each(Tensor.detach, self.covector), gv, v)
         return self.ravel(manifold._horizontal(self.frame, manifold._coords(self.frame, w)))
@@ -266,7 +309,10 @@ class Iterate:
     def _euclidean(self, v: Any, batched: bool) -> Any:
         """Euclidean Hessian times tangent vectors."""
         if self.problem.given_hvp is not None:
-            given = functools.partial(self.problem.given_hvp, self.x)
+
+            def given(v: Any) -> Any:
+                return _packed("hvp", self.problem.given_hvp(self.x, v), self.x)  # type: ignore[misc]
+
             return torch.vmap(given)(v) if batched else given(v)
         grads = as_tuple(self.covector)
         if not any(g.requires_grad for g in grads):
@@ -275,15 +321,36 @@ class Iterate:
             return each(torch.zeros_like, v)
         pairs = [(g, u) for g, u in zip(grads, as_tuple(v), strict=True) if g.requires_grad]
         outputs, vectors = zip(*pairs, strict=True)
-        found = torch.autograd.grad(
-            outputs,
-            as_tuple(self._leaf),
-            vectors,
-            retain_graph=True,
-            materialize_grads=True,
-            is_grads_batched=batched,
-        )
-        return like(self.x, found)
+
+        def backward(vectors: Any, batched: bool) -> tuple[Tensor, ...]:
+            return torch.autograd.grad(
+                outputs,
+                as_tuple(self._leaf),
+                vectors,
+                retain_graph=True,
+                materialize_grads=True,
+                is_grads_batched=batched,
+            )
+
+        if not batched:
+            return like(self.x, backward(vectors, False))
+        if not self.problem.looped:
+            try:
+                return like(self.x, backward(vectors, True))
+            except RuntimeError:  # some operation of the function has no rule for batches
+                self.problem.looped = True
+        rows = [backward(one, False) for one in zip(*vectors, strict=True)]
+        return like(self.x, [torch.stack(column) for column in zip(*rows, strict=True)])
+
+
+def _packed(name: str, found: Any, x: Any) -> Any:
+    """What a function of the caller's has returned, in the dtypes of the point that it must be packed like."""
+    shapes = [t.shape if isinstance(t, Tensor) else type(t).__name__ for t in as_tuple(found)]
+    if shapes != [t.shape for t in as_tuple(x)]:
+        said = " and ".join(str(tuple(s)) if isinstance(s, torch.Size) else s for s in shapes)
+        wanted = " and ".join(str(tuple(t.shape)) for t in as_tuple(x))
+        raise TypeError(f"{name}: returned {said}, expected what x is made of: {wanted}")
+    return like(x, [t.to(p) for t, p in zip(as_tuple(found), as_tuple(x), strict=True)])
 
 
 def _number(loss: Any) -> float:

@@ -19,12 +19,12 @@ class Record(NamedTuple):
     """Of this run and of those that it has resumed."""
     evaluations: int
     """Of values, gradients and products with the Hessian."""
-    note: dict[str, float]
+    note: dict[str, float | str]
     """What the method says of its last step: its length, the radius of a trust region."""
 
     def row(self) -> str:
         """A line of the table."""
-        note = "  ".join(f"{k} {v:.3g}" for k, v in self.note.items())
+        note = "  ".join(f"{k} {v if isinstance(v, str) else format(v, '.3g')}" for k, v in self.note.items())
         numbers = f"{self.iteration:>6}  {self.value:>+23.15e}  {self.gradient_norm:>12.5e}"
         return f"{numbers}  {self.evaluations:>8}  {self.seconds:>8.2f}  {note}".rstrip()
 

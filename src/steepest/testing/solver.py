@@ -38,6 +38,10 @@ GAP = {0: 1e-3, 1: 1e-8, 2: 1e-12}
 """How far above the optimum, zero, a method of each order may end: without derivatives only as far as values tell."""
 
 
+def _gap(method: Method) -> float:
+    return GAP[method.order] if method.accuracy is None else method.accuracy
+
+
 def check_solver(method: Method) -> None:
     """Run every check.
 
@@ -98,11 +102,12 @@ def check_optimum(method: Method) -> None:
         target = Target(m, shape)
         tolerance = 1e-7 if method.order == 2 else 1e-5
         result = _run(method, target, 2000, tolerance=tolerance)
-        gap = GAP[method.order]
+        gap = _gap(method)
         assert result.value <= gap, f"{method} on {m}: ends at {result.value:.2g}, allowed {gap:.0g}\n{result}"
         assert math.isclose(result.value, float(target(result.x)), rel_tol=1e-6, abs_tol=1e-14), "value of x"
         assert m.residual(result.x).max() < 1e-10, f"{method} leaves {m}"  # rounding of float64, and some steps of it
-        assert result.value <= min(r.value for r in result.history), "a better point was lost"
+        lowest = min(r.value for r in result.history)
+        assert result.value <= lowest * (1 + 1e-14), "a better point was lost"  # the gradient decides among roundings
         assert [r.iteration for r in result.history] == list(range(result.iterations + 1)), "history has gaps"
         if method.order:
             assert result.success == (result.gradient_norm <= tolerance), str(result)
@@ -168,7 +173,7 @@ def check_batch(method: Method) -> None:
     for m, shape in places(method)[:3]:
         target = Target(m, shape, batch=2)
         result = _run(method, target, 1000, tolerance=1e-5)
-        limit = max(GAP[method.order], 1e-8) * (10 if method.order == 0 else 1)  # more dimensions for values to search
+        limit = max(_gap(method), 1e-8) * (10 if method.order == 0 else 1)  # more dimensions for values to search
         assert result.value <= limit, f"{method} on a batch of {m}: {result}"
 
 
@@ -179,7 +184,7 @@ def check_limits(method: Method) -> None:
     target = Target(m, shape)
     short = _run(method, target, 2, tolerance=0.0)
     assert short.iterations <= 2
-    assert not short.success or short.gradient_norm == 0
+    assert not short.success or short.gradient_norm == 0 or not method.order  # which tells by itself when it is over
     assert _run(method, target, 50, tolerance=0.0, max_evaluations=1).iterations <= 1
     ended = _run(method, target, 50, tolerance=0.0, callback=lambda record, x: record.iteration == 1)
     assert ended.iterations == 1, "the callback"

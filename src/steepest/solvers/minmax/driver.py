@@ -1,0 +1,241 @@
+"""The loop around a method of `minmax`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steepest.checks import check_range
+from steepest.linalg.precision import widen
+from steepest.manifolds.base import Manifold
+from steepest.manifolds.tensors import as_tuple, each
+from steepest.solvers.base import State, Stop
+from steepest.solvers.checkpoint import Checkpoint
+from steepest.solvers.minimize import MEND, PATIENCE, _check_limits, _Limits, _plain
+from steepest.solvers.minmax.base import MinMaxMethod
+from steepest.solvers.minmax.result import MinMaxResult
+from steepest.solvers.minmax.saddle import Saddle
+from steepest.solvers.problem import Iterate
+from steepest.solvers.result import HEADER, Record
+
+Callback = Callable[[Record, Any, Any], Any]
+
+
+def minmax(
+    fun: Callable[..., Tensor],
+    x0: Any,
+    y0: Any,
+    manifold_x: Manifold | None = None,
+    manifold_y: Manifold | None = None,
+    method: MinMaxMethod | str = "Hamiltonian",
+    *,
+    terms: int | None = None,
+    tolerance: float = 1e-6,
+    max_iterations: int = 1000,
+    max_evaluations: int | None = None,
+    max_seconds: float | None = None,
+    verbose: int = 0,
+    callback: Callback | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: float = 60.0,
+    seed: int = 0,
+) -> MinMaxResult:
+    """Find x and y at which fun(x, y) is stationary, lowest in x and highest in y where the method can tell.
+
+    Args:
+        fun: takes x and y (each a tensor, or a tuple of tensors where its manifold has several) and returns a tensor
+            with one real number, made of torch operations. With `terms`, takes an index `(b,)` of integers as well, and
+            returns the values `(b,)` of these terms.
+        x0, y0: where to start, each on its manifold.
+        manifold_x, manifold_y: where they live. None: anywhere, as plain tensors.
+        method: an instance of a method of `steepest.solvers.minmax`, or its name.
+        terms: how many terms f is the mean of, for methods that draw some of them.
+        tolerance: of the Riemannian norm of the gradient, of both parts together.
+        max_iterations, max_evaluations, max_seconds: where to stop at the latest; evaluations are those of values,
+            gradients and products with the Hessian of f together (of a batch as well as of the whole sum).
+        verbose: print every so many-th iteration.
+        callback: called as `callback(record, x, y)` before the first and after each iteration; what is true ends the
+            run.
+        checkpoint: a file that the state is written to, every `checkpoint_every` seconds and at the end; a run that
+            finds the file goes on from there, to the same numbers as if it had not been broken off.
+        seed: of methods that draw random numbers. torch's own generator is never used.
+
+    Returns:
+        The pair with the smallest gradient and how it was found. Half precisions are computed in, and come back as,
+        float32.
+
+    Raises:
+        ValueError: x0 or y0 is not on its manifold, the function is not finite there, the method does not fit, or the
+            checkpoint is of another run.
+
+    Han, Mishra, Jawanpuria and Gao 2023 (2204.11418), "Riemannian Hamiltonian methods for min-max optimization on
+    manifolds".
+
+    >>> from steepest import SPD, minmax
+    >>> f = lambda x, y: x.logdet() * y.logdet()  # zero where both determinants are one
+    >>> result = minmax(f, 2 * torch.eye(2), 3 * torch.eye(2), SPD(), SPD())
+    >>> result.success, round(result.x.det().item(), 4)
+    (True, 1.0)
+    """
+    started = time.perf_counter()
+    if not isinstance(method, MinMaxMethod | str):
+        raise TypeError(
+            f"method: got {type(method).__name__}, expected a method of steepest.solvers.minmax, or its name"
+        )
+    method = MinMaxMethod.from_spec(method)
+    _check_limits(tolerance, max_iterations, max_evaluations, max_seconds, checkpoint_every, verbose)
+    check_range("terms", 1 if terms is None else terms, 1)
+    manifold_x, x0 = _place("x0", manifold_x, x0)
+    manifold_y, y0 = _place("y0", manifold_y, y0)
+    _check_pair(manifold_x, x0, manifold_y, y0)
+    saddle = Saddle(fun, manifold_x, manifold_y, terms, seed)
+    problem = saddle.hamiltonian if method.energy else saddle.problem
+    problem.curvature = method.curvature
+    if fault := method.fault(saddle, problem.at((*as_tuple(x0), *as_tuple(y0)))):
+        raise ValueError(f"method: {type(method).__name__} {fault}")
+    keeper = Checkpoint(checkpoint, checkpoint_every, problem, method)
+    at, state, history, before = keeper.load() or _first(saddle, method, x0, y0)
+    if method.energy:
+        saddle.problem.evaluations.values = len(history)  # one for each record, which the file does not count
+    run = _Run(saddle, method, history, started - before, verbose, callback)
+    return run.loop(at, state, _Limits(tolerance, max_iterations, max_evaluations, max_seconds), keeper)
+
+
+def _place(name: str, manifold: Manifold | None, x0: Any) -> tuple[Manifold, Any]:
+    x0 = tuple(x0) if isinstance(x0, list) else x0
+    manifold = _plain(x0) if manifold is None else manifold
+    x0 = each(lambda t: widen(t.detach()), x0)
+    manifold.check_point(x0, name)
+    return manifold, x0
+
+
+def _check_pair(manifold_x: Manifold, x0: Any, manifold_y: Manifold, y0: Any) -> None:
+    batches = [tuple(m.residual(t).shape) for m, t in ((manifold_x, x0), (manifold_y, y0))]
+    try:
+        torch.broadcast_shapes(*batches)
+    except RuntimeError:
+        raise ValueError(
+            f"y0: its batch dimensions are {batches[1]}, those of x0 {batches[0]}; expected some that broadcast to "
+            "each other. Give the smaller one dimensions of size one."
+        ) from None
+    kinds = {t.dtype if not t.is_complex() else t.real.dtype for t in (*as_tuple(x0), *as_tuple(y0))}
+    if len(kinds) > 1:
+        raise ValueError(f"y0: x0 and y0 have tensors of {sorted(map(str, kinds))}, expected one precision for all")
+
+
+def _first(saddle: Saddle, method: MinMaxMethod, x0: Any, y0: Any) -> tuple[Iterate, State, list[Record], float]:
+    z0 = (*as_tuple(x0), *as_tuple(y0))
+    here = saddle.problem.at(z0)
+    if not here.finite:
+        raise ValueError(
+            f"fun: its value at x0, y0 is {here.value}, its gradient {here.norm}; expected finite numbers. Start where "
+            "the function and its derivative are defined."
+        )
+    at = saddle.hamiltonian.at(z0) if method.energy else here
+    return at, {**method.init(saddle, at), "iteration": 0}, [], 0.0
+
+
+class _Run:
+    def __init__(
+        self,
+        saddle: Saddle,
+        method: MinMaxMethod,
+        history: list[Record],
+        started: float,
+        verbose: int,
+        callback: Callback | None,
+    ) -> None:
+        self.saddle, self.method, self.history = saddle, method, history
+        self.started, self.verbose, self.callback = started, verbose, callback
+        self.best: tuple[float, Any] = (math.inf, None)
+        self.flattest, self.idle = math.inf, 0
+
+    def loop(self, at: Iterate, state: State, limits: _Limits, keeper: Checkpoint) -> MinMaxResult:
+        """Steps until there is a reason to stop."""
+        if self.verbose:
+            print(HEADER)
+        end = self._look(at, state, limits)
+        while end is None:
+            try:
+                after, changed = self.method.step(self.saddle, at, state)
+            except Stop as stop:
+                end = stop.reason, stop.converged
+                break
+            at, state = after, {**changed, "iteration": state["iteration"] + 1}
+            if state["iteration"] % MEND == 0:
+                at = self._mended(at)
+            if state["iteration"] % self.method.every == 0 or state["iteration"] >= limits.iterations:
+                end = self._look(at, state, limits)
+            keeper.save(at, state, self.history, self._seconds(), end is not None)
+        if self.verbose:
+            print(end[0])
+        return self._result(at.x if self.best[1] is None else self.best[1], state["iteration"], end)
+
+    def _result(self, z: Any, iterations: int, end: tuple[str, bool]) -> MinMaxResult:
+        saddle, evaluations = self.saddle, self.saddle.evaluations
+        there = saddle.problem.at(z)
+        norm_x, norm_y = (float(torch.linalg.vector_norm(g)) for g in saddle.parts(there, there.gradient))
+        x, y = saddle.pair(there.x)
+        return MinMaxResult(
+            x,
+            y,
+            there.value,
+            there.norm,
+            norm_x,
+            norm_y,
+            iterations,
+            evaluations,
+            self._seconds(),
+            *end,
+            self.history,
+            self.method,
+        )
+
+    def _look(self, at: Iterate, state: State, limits: _Limits) -> tuple[str, bool] | None:
+        """Write the history, and see whether there is a reason to stop."""
+        if self.method.energy:
+            value, norm = self.saddle.problem.value(at.x), math.sqrt(2 * at.value)
+        else:
+            value, norm = at.value, at.norm
+        note = {k: v for k, v in state.get("note", {}).items() if isinstance(v, int | float | str)}
+        record = Record(state["iteration"], value, norm, self._seconds(), self.saddle.evaluations.total, note)
+        if not self.history or self.history[-1].iteration < record.iteration:
+            self.history.append(record)
+        if self.verbose and record.iteration % self.verbose == 0:
+            print(record.row())
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            return "value or gradient is not finite any more: shorter steps might converge", False
+        if norm <= self.best[0]:
+            self.best = norm, at.x
+        if self.callback is not None and self.callback(record, *self.saddle.pair(at.x)):
+            return "the callback ended it", False
+        return limits.reason(record) or self._idle(norm)
+
+    def _idle(self, norm: float) -> tuple[str, bool] | None:
+        """Whether a method that descends on the norm has ceased to."""
+        if not self.method.energy:
+            return None
+        self.idle = 0 if norm < self.flattest * (1 - 1e-9) else self.idle + 1
+        self.flattest = min(self.flattest, norm)
+        if self.idle < PATIENCE:
+            return None
+        return (
+            f"the gradient did not get smaller in {PATIENCE} iterations: rounding, or a point where the Hessian times "
+            "the gradient vanishes"
+        ), False
+
+    def _mended(self, at: Iterate) -> Iterate:
+        """The point without what rounding has added to its distance from the manifold, where that shows."""
+        manifold, eps = self.saddle.manifold, torch.finfo(as_tuple(at.x)[0].dtype).eps
+        if float(manifold.residual(at.x).max()) <= 1000 * eps:
+            return at
+        return at.problem.at(manifold.project(at.x))
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self.started
