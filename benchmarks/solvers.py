@@ -325,11 +325,14 @@ def drawn(cells: dict[str, Any]) -> bytes:
         for i, name in enumerate(METHODS):
             points = [(ratios(cells[key])[name], row) for row, key in enumerate(keys)]
             for kind, marker in ((True, "o"), (False, ">")):
-                xs = [min(r, edge) for r, _ in points if 0 < r and (r < math.inf) == kind]
-                ys = [row + 0.11 * (1.5 - i) for r, row in points if 0 < r and (r < math.inf) == kind]
+                xs = [min(r, edge) for r, _ in points if r > 0 and (r < math.inf) == kind]
+                ys = [row + 0.11 * (1.5 - i) for r, row in points if r > 0 and (r < math.inf) == kind]
                 axes.scatter(xs, ys, color=COLORS[i], marker=marker, s=34, label=LABELS[name] if kind else None)
         axes.axvline(1, color="#555555", linewidth=1)
         axes.set_xscale("log")
+        axes.set_xticks([t for t in (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if t < 2 * edge])
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
         axes.set_yticks(range(len(keys)), [label(key) for key in keys])
         axes.set_xlabel("pymanopt's time / ours, to the same value (arrow: pymanopt does not get there)")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
@@ -347,8 +350,9 @@ LABELS = {
 def label(key: str) -> str:
     """Without the seed and names of fields."""
     name, _, rest = key.partition("(")
-    values = [part.partition("=")[2].strip("'") for part in rest.rstrip(")").split(", ") if "seed" not in part]
-    return f"{name} {', '.join(values)}"
+    fields = dict(part.split("=") for part in rest.rstrip(")").split(", "))
+    plain = {k: k if v == "True" else v.strip("'") for k, v in fields.items() if k != "seed" and v != "False"}
+    return f"{name} {', '.join(plain.values())}"
 
 
 def main() -> None:

@@ -40,6 +40,8 @@ ABSTRACT = {
     "Adapter",
     "Method",
     "LineSearch",
+    "ConstrainedMethod",
+    "Region",
     "Iterate",
     "Record",
     "Stop",

@@ -348,6 +348,7 @@ def test_bloop_is_its_formula(manifold, shape):
         last = x
 
 
+@pytest.mark.slow
 def test_bloop_chooses_among_the_minima_of_the_main_loss():
     """x0 = 0 is a line of minima for the main loss; the auxiliary one wants another x0 as well, and gets none of it.
     The mixed loss would give some. The valley is noisy: each step sees it moved."""

@@ -1,7 +1,10 @@
 """Two levels: hypergradients against closed forms of the lower minimum, and their errors against the theory's."""
 
+import importlib
 import json
 import math
+import pathlib
+import sys
 from itertools import pairwise
 
 import pytest
@@ -229,7 +232,11 @@ METHODS = [m for _, family in sorted(BilevelMethod.known.items()) for m in famil
 DESCENTS = [m for m in METHODS if isinstance(m, RHGD)]
 
 
-@pytest.mark.parametrize("method", DESCENTS, ids=str)
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(m, marks=[pytest.mark.slow] if isinstance(m.hypergradient, Unrolled) else []) for m in DESCENTS],
+    ids=str,
+)
 def test_minimum(method):
     """What direct minimisation of the closed form finds."""
     p = MetricLearning()
@@ -359,3 +366,21 @@ def test_faults():
         Neumann(0)
     with pytest.raises(ValueError, match="max_iterations"):
         bilevel(p.upper, p.lower, x, y, max_iterations=-1)
+
+
+# The example. ---------------------------------------------------------------------------------------------------------
+
+
+def test_hyper_representation(monkeypatch):
+    """Two levels find what minimisation with the closed form of the head does, and the representation generalises."""
+    monkeypatch.syspath_prepend(pathlib.Path(__file__).parents[2] / "examples")
+    monkeypatch.delitem(sys.modules, "hyper_representation", raising=False)
+    example = importlib.import_module("hyper_representation")
+    problem = example.data(count=30, n=5)
+    w0 = Stiefel().project(randn(5, 2, seed=1))
+    two, one = example.solve(problem, w0, tolerance=1e-5), example.direct(problem, w0)
+    assert two.success
+    assert math.isclose(two.value, one.value, rel_tol=1e-6)  # of second order in the tolerance
+    assert (two.y - example.best_head(problem, two.x)).norm() < 1e-6
+    start, end = (float(example.loss(w, example.best_head(problem, w), problem.test)) for w in (w0, two.x))
+    assert end < start / 10

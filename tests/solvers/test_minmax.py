@@ -1,8 +1,11 @@
 """Min-max problems: games whose iterates are known in closed form, and the Hamiltonian's gradient by other ways."""
 
 import dataclasses
+import importlib
 import json
 import math
+import pathlib
+import sys
 
 import pytest
 import torch
@@ -232,6 +235,17 @@ def test_not_defined_everywhere():
     assert result.x > 0
 
 
+def test_too_long_steps():
+    """On a manifold they end in a factorisation that fails, or in numbers that are not finite; the best is kept."""
+    x, y = place(SPD(), (3, 3), SPD(), (3, 3))
+    for step in (1e2, 1e4):
+        result = minmax(logdets(1.0), x, y, SPD(), SPD(), ExtraGradient(step), max_iterations=20)
+        assert not result.success
+        assert "shorter steps might converge" in result.reason
+        assert math.isfinite(result.gradient_norm)
+        assert result.gradient_norm <= result.history[0].gradient_norm
+
+
 # Sums. ----------------------------------------------------------------------------------------------------------------
 
 
@@ -346,3 +360,29 @@ def test_points_of_several_tensors():
     assert [t.shape for t in result.x] == [(2,), (3,)]
     assert result.y.shape == (2, 2)
     assert "of y" in repr(result)
+
+
+# The example. ---------------------------------------------------------------------------------------------------------
+
+
+def test_subspace_robust_wasserstein(monkeypatch):
+    """The planted subspace and value: between the bounds with entropy, equal to both without."""
+    example = load(monkeypatch, "subspace_robust_wasserstein")
+    clouds = example.fragmented_hypercube(24, 5, 2)
+    found = example.solve(clouds, entropies=(2.0, 0.5))
+    assert all(run.success for run in found.runs)
+    assert found.lower <= 8 <= found.upper
+    assert found.upper - found.lower < 0.5 / 2 * math.log(24)  # entropy of at most log n, at weight 1 / 2
+    assert found.angle < 0.05
+    exact = example.rounded(clouds, found)
+    assert math.isclose(exact.lower, 8, rel_tol=1e-12)
+    assert math.isclose(exact.upper, 8, rel_tol=1e-12)
+    assert exact.angle < 1e-7
+
+
+def load(monkeypatch, name):
+    """An example as a module."""
+    path = pathlib.Path(__file__).parents[2] / "examples"
+    monkeypatch.syspath_prepend(path)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    return importlib.import_module(name)

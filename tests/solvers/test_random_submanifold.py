@@ -78,12 +78,12 @@ def test_gradients_in_submanifolds_have_r_of_n_pairs_of_the_whole_on_average(met
     m, n, r = Orthogonal(), 7, 3
     _, f, x0 = procrustes(m, n, n)
     at = Problem(f, m).at(x0)
-    found = [-method._submanifold(at, at.problem.generator(i))[1] for i in range(2000)]
+    found = [-method._submanifold(at, at.problem.generator(i))[1] for i in range(1000)]
     found = torch.tensor(found, dtype=torch.float64)
     whole = skew(at.covector @ x0.mT).square().sum()
     error = found.std() / len(found) ** 0.5
     assert abs(found.mean() - r * (r - 1) / (n * (n - 1)) * whole) < 4 * error  # one in 16000 by chance
-    assert error < 0.02 * found.mean()
+    assert error < 0.03 * found.mean()
 
 
 def test_uniform_subspaces():
@@ -93,11 +93,11 @@ def test_uniform_subspaces():
     x = torch.zeros(6, 2, dtype=torch.float64)
     total = torch.zeros(6, 6, dtype=torch.float64)
     eye = torch.eye(6, dtype=torch.float64)
-    for i in range(2000):
+    for i in range(1000):
         part = _subspace(x, 2, torch.Generator().manual_seed(i))[0](eye)
         torch.testing.assert_close(part @ part.mT, torch.eye(2, dtype=x.dtype))
         total += part.mT @ part
-    assert (total / 2000 - eye / 3).abs().max() < 5 * (2 / 36 / 2000) ** 0.5
+    assert (total / 1000 - eye / 3).abs().max() < 5 * (2 / 36 / 1000) ** 0.5
 
 
 @pytest.mark.parametrize("sampling", ["permutation", "orthogonal"])

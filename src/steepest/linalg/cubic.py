@@ -32,10 +32,11 @@ def cubic_step(w: Tensor, g: Tensor, m: Tensor) -> Tensor:
     high = (product / (half + (half**2 + product).sqrt()).clamp_min(info.tiny)).clamp_min(info.tiny**0.5).log()
     low = high + math.log(info.tiny) / 3
     for _ in range(HALVINGS):
-        s = (low + high) / 2
-        length = torch.linalg.vector_norm(_quotient(g, above + s.exp()), dim=-1, keepdim=True)
-        long = length > 2 * (t0 + s.exp()) / m
-        low, high = torch.where(long, s, low), torch.where(long, high, s)
+        middle = (low + high) / 2
+        s = middle.exp()  # never zero
+        length = torch.linalg.vector_norm(g / (above + s), dim=-1, keepdim=True)
+        long = length > 2 * (t0 + s) / m
+        low, high = torch.where(long, middle, low), torch.where(long, high, middle)
     s = high.exp()
     h = -_quotient(g, above + s)
     missing = (2 * t0 / m) ** 2 - h.square().sum(-1, keepdim=True)

@@ -187,6 +187,26 @@ class FixedRankEmbedded(Manifold):
         u, s, w, *_ = flow(field, (*x, *start))
         return u, s, w
 
+    def hessian(self, x: Triple, g: Triple, gv: Triple, v: Triple) -> Triple:
+        """The derivative of the gradient along v, as a matrix, projected onto the tangent space.
+
+        With (U', S', V') the tangent vector that has v's coordinates, which turns neither U nor V within itself, and
+        the gradient's blocks (A, M, B), A = (I - U U^H) G_U S^-H and B = (I - V V^H) G_V S^-1, those of the result are
+
+            U' M + A',    M' - U'^H A - B^H V',    V' M^H + B',
+
+        the outer ones without their parts in U and V. What v turns besides has turned the Euclidean gradient too.
+        """
+        f = self.frame(x)
+        du, ds, dv = self._push(f, self._coords(f, v))
+        up, m, vp = self._pull(f, g)
+        turn, twist = f.u.mH @ v[0], f.v.mH @ v[2]
+        inv, inv_h = f.inv.to(m.dtype), f.inv_h.to(m.dtype)
+        left = gv[0] - g[0] @ turn - du @ (f.u.mH @ g[0]) - up @ ds.mH
+        right = gv[2] - g[2] @ twist - dv @ (f.v.mH @ g[2]) - vp @ ds
+        middle = gv[1] + turn @ m - m @ twist - du.mH @ up - vp.mH @ dv
+        return self._push(f, (du @ m + left @ inv.mH, middle, dv @ m.mH + right @ inv_h.mH))
+
     # Points. ----------------------------------------------------------------------------------------------------------
 
     def represent(self, x: Triple) -> Tensor:

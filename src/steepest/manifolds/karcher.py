@@ -21,9 +21,10 @@ ITERATIONS = 200
 def mean(m: Manifold, points: Any, weights: Tensor | None = None) -> Any:
     """The mean x of `points` `(k, *b, ...)`, at which sum_i w_i log(x, y_i) = 0 (Karcher 1977).
 
-    By x <- exp(x, t sum_i w_i log(x, y_i)) from the first point, with t = 1 halved for an element whenever its gradient
-    grows (Afsari, Tron and Vidal 2013, 1201.0925): steepest descent, in which t = 1 is Newton's step on a flat
-    manifold. The derivatives are those of the equation (`implicit`), not of the iteration.
+    By x <- exp(x, t sum_i w_i log(x, y_i)) from the first point, with t the step of Barzilai and Borwein, one at first
+    (Newton's step on a flat manifold), times a factor that is halved for an element whenever its gradient grows
+    (Afsari, Tron and Vidal 2013, 1201.0925, for constant t; Iannazzo and Porcelli 2018 for theirs). The derivatives are
+    those of the equation (`implicit`), not of the iteration.
     """
     first = as_tuple(points)[0]
     batch = first.shape[1 : first.ndim - m.point_ndims[0]]
@@ -62,16 +63,23 @@ def _descend(m: Manifold, x: Any, descent: Any, batch: tuple[int, ...]) -> Any:
     """Steps until every element's gradient is zero to rounding; NaN, with a warning, for those where it is not."""
     eps = torch.finfo(as_tuple(x)[0].dtype).eps
     rate = torch.ones(batch, dtype=torch.float64, device=as_tuple(x)[0].device)
-    last = torch.full_like(rate, torch.inf)
+    step, last = rate, torch.full_like(rate, torch.inf)
+    v = descent(x)
+    f = m.frame(x)
+    h = m._coords(f, v)
     for _ in range(ITERATIONS):
-        v = descent(x)
-        size = m.norm(x, v).to(rate.dtype)
+        size = m._dot(h, h).sqrt().to(rate.dtype)
         rate = torch.where(size > last, rate / 2, rate)
         stuck = (size <= eps**0.75) & (size >= last / 2)  # rounding: it no longer falls
         if ((size <= 16 * eps) | stuck | size.isnan()).all():
             break
         last = torch.minimum(size, last)
-        x = m.exp(x, _times(rate, v))
+        x = m.exp(x, _times(rate * step, v))
+        to, v = m.frame(x), descent(x)
+        after = m._coords(to, v)
+        old = m._carry(f, to, h)
+        step = _barzilai_borwein(m, old, after, rate * step)
+        f, h = to, after
     failed = ~(size <= eps**0.75)
     if failed.any():
         warnings.warn(
@@ -81,6 +89,14 @@ def _descend(m: Manifold, x: Any, descent: Any, batch: tuple[int, ...]) -> Any:
             stacklevel=5,
         )
     return each(lambda t: torch.where(bcast(failed, t.ndim - failed.ndim), torch.nan, t), x)
+
+
+def _barzilai_borwein(m: Manifold, old: Any, new: Any, step: Tensor) -> Tensor:
+    """The step for which the last change of the gradient, from -old to -new over step * old, would lead to zero: from a
+    tenth to two, one where the curvature is not positive."""
+    along, square = (m._dot(old, a).to(step.dtype) for a in (new, old))
+    slope = square - along
+    return torch.where(slope > 0, (step * square / slope).clamp(0.1, 2), 1.0)
 
 
 def _times(rate: Tensor, v: Any) -> Any:

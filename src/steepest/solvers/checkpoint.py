@@ -55,6 +55,8 @@ class Checkpoint:
             content = torch.load(self.path, weights_only=True)
         except Exception as error:
             raise ValueError(f"checkpoint: {self.path} cannot be read ({error}); remove it to start anew") from error
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise ValueError(f"checkpoint: {self.path} is no run of this version's solvers; choose another file")
         for name, mine in (("method", self.method.to_spec()), ("manifold", self.problem.manifold.to_spec())):
             self._same(name, content[name], mine)
         self._same("seed", content["seed"], self.problem.seed)

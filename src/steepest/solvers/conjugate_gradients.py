@@ -60,8 +60,8 @@ class ConjugateGradients(Method):
     | "liu-storey" | max(0, -g.y / p.g') |
     | "hager-zhang" | (y - 2 p y.y / p.y).g / p.y, at least -1 / (\\|p\\| min(0.01, \\|g'\\|)) |
 
-    The default line search compares two values and takes no slopes, which is half the work of the Wolfe conditions;
-    where the last digits of the gradient count, `HagerZhang(curvature=0.4)` gets them.
+    The default line search compares two values, and looks at slopes only where values no longer tell: half the work of
+    the Wolfe conditions.
 
     It starts again with -g where p is no direction of descent, and where successive gradients are far from orthogonal,
     \\|g.g'\\| > `powell` g.g (Powell 1977).

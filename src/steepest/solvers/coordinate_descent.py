@@ -28,7 +28,7 @@ class CoordinateDescent(Method):
     rotations of two rows, O(p) each, on orthonormal matrices (`Stiefel`, `Grassmann`, `Orthogonal`,
     `SpecialOrthogonal`); hyperbolic ones (`IndefiniteStiefel` with a diagonal form; the hyperboloid of Lorentz is
     a = diag(-1, 1, ..., 1), j = (-1,)); transvections of `SymplecticStiefel`; two columns of the Cholesky factor on
-    `SPD` with the affine-invariant metric; entries of `PSDFixedRank` and `Euclidean`. No step factors anything.
+    `SPD` with the affine-invariant metric; entries of `PSDFixedRank` and `Euclidean`. There is no retraction.
 
     Directions that act on disjoint rows commute, and go together: the pairs of n rows are the n - 1 rounds of a
     tournament (n rounds for odd n), each of n / 2 rotations at once. A function that autograd differentiates costs a

@@ -22,7 +22,7 @@ CHUNK = 128
 """Products with the Hessian in one call."""
 DECREASE = 0.1
 """Share of the model's decrease for which a step is accepted."""
-TRIALS = 40
+TRIALS = 20
 """Larger constants in one step."""
 
 

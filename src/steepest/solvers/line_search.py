@@ -54,6 +54,7 @@ class Armijo(LineSearch):
 
     With `refine` a t that will do is compared with the minimiser of its parabola, at most ten times as far, and the
     lower one of the two is taken: for directions, like those of conjugate gradients, that want the minimum along them.
+    Where values differ by little more than rounding, the slope at t tells where the minimum is.
 
     Armijo 1966; Nocedal and Wright 2006, algorithm 3.1 and page 58.
 
@@ -78,7 +79,13 @@ class Armijo(LineSearch):
         self, at: Iterate, p: Tensor, slope: float, initial: float, reference: float | None = None
     ) -> Found | None:
         """The first t, from `initial` down."""
-        return self.along(lambda t: at.move(t * p), at, slope, initial, reference)
+        found = self.along(lambda t: at.move(t * p), at, slope, initial, reference)
+        if not self.refine or found is None or found[1].value < at.value - 100 * rounding(at):
+            return found
+        t, to = found
+        after = at.slope(p, t, to)
+        best = t * slope / (slope - after) if after > slope else 10 * t
+        return found if abs(after) <= -0.2 * slope else (best := min(best, 10 * t), at.move(best * p))
 
     def along(
         self,

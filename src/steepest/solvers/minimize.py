@@ -105,7 +105,7 @@ def named(method: Method | str) -> Method:
     """The method of this name, with its default options."""
     if not isinstance(method, str):
         if not isinstance(method, Method):
-            raise TypeError(f"method: got {type(method).__name__}, expected a method of steepest.solvers, or its name")
+            raise TypeError(f"method: got {method!r}, expected an instance from steepest.solvers, or its name")
         return method
     plain = {name.lower(): family for name, family in Method.known.items()}
     family = plain.get(method.lower().replace("_", "").replace("-", "").replace(" ", ""))
@@ -174,7 +174,7 @@ class _Run:
             keeper.save(at, state, self.history, self._seconds(), end is not None)
         if self.verbose:
             print(end[0])
-        best = self.best or at
+        best = self._mended(self.best or at, 100, always=True)
         norm = best.norm if self.method.order else math.nan
         return Result(
             best.x,
@@ -197,6 +197,9 @@ class _Run:
             self.history.append(record)
         if self.verbose and record.iteration % self.verbose == 0:
             print(record.row())
+        if record.value == -math.inf:
+            self.best = at
+            return "the function is unbounded below", False
         if self.method.order and not math.isfinite(norm):
             return "the gradient is not finite at a point where the function is", False
         if self._better(at):
@@ -225,14 +228,15 @@ class _Run:
             return None
         return f"neither value nor gradient went down in {PATIENCE} iterations: rounding", False
 
-    def _mended(self, at: Iterate) -> Iterate:
-        """The point without what rounding has added to its distance from the manifold, where that shows."""
+    def _mended(self, at: Iterate, limit: float = 1000, always: bool = False) -> Iterate:
+        """The point without what rounding has added to its distance from the manifold, where that shows; off it, values
+        may be lower than any on it."""
         manifold = self.problem.manifold
         eps = 1e-15 if at.dtype == torch.float64 else 1e-7
-        if float(manifold.residual(at.x).max()) <= 1000 * eps:
+        if float(manifold.residual(at.x).max()) <= limit * eps:
             return at
         mended = self.problem.at(manifold.project(at.x))
-        return mended if mended.value <= at.value + 1e-8 * abs(at.value) else at
+        return mended if always or mended.value <= at.value + 1e-8 * abs(at.value) else at
 
     def _seconds(self) -> float:
         return time.perf_counter() - self.started

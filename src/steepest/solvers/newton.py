@@ -44,9 +44,9 @@ class Newton(Method):
     (3.0, True)
     """
 
-    line_search: LineSearch = dataclasses.field(default_factory=Armijo)
+    line_search: LineSearch = dataclasses.field(default_factory=lambda: Armijo(refine=True))
     hessian: HessianModel = dataclasses.field(default_factory=Exact)
-    forcing: float = 0.5
+    forcing: float = 0.2
     inner: int | None = None
 
     order: ClassVar[int] = 2
@@ -74,7 +74,7 @@ class Newton(Method):
         product = self.hessian.operator(at)
         path = truncated_cg(product, at.gradient, at.norm, math.inf, residual, self.inner or at.size)
         if not path.end.length:
-            raise Stop("products with the Hessian are not finite")
+            raise Stop("products with the Hessian are not finite, or the square of the gradient is zero")
         t, to = self._along(at, path.end.z)
         return to, {"norm": at.norm, "forcing": eta, "note": {"step": t, "inner": path.inner, "ended": path.why}}
 
@@ -90,4 +90,4 @@ class Newton(Method):
     @classmethod
     def examples(cls) -> list[Method]:
         """Both ways to a Hessian; another line search, less exact solutions."""
-        return [cls(), cls(hessian=FiniteDifference()), cls(HagerZhang(), forcing=0.1, inner=10)]
+        return [cls(), cls(hessian=FiniteDifference()), cls(HagerZhang(), forcing=0.5, inner=10)]

@@ -149,7 +149,7 @@ class ParticleSwarm(Method):
     @classmethod
     def examples(cls) -> list[Method]:
         """A small and quick one."""
-        return [cls(particles=20, tolerance=1e-3)]
+        return [cls(particles=20, tolerance=0.01)]
 
 
 def _leader(values: list[float]) -> int:

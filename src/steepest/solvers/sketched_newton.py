@@ -134,7 +134,7 @@ class SketchedNewton(ConstrainedMethod):
     @classmethod
     def examples(cls) -> list[ConstrainedMethod]:
         """Both sketches."""
-        return [cls(), cls("gaussian", size=4)]
+        return [cls(), cls("gaussian")]
 
 
 class _Here:

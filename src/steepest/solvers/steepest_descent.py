@@ -72,4 +72,4 @@ class SteepestDescent(Method):
 def _barzilai_borwein(s: Tensor, y: Tensor, short: bool) -> float:
     """The long or the short step; zero where the curvature is not positive."""
     ss, sy, yy = float(s @ s), float(s @ y), float(y @ y)
-    return 0.0 if sy <= 0 else min(max(sy / yy if short else ss / sy, 1e-10), 1e10)
+    return min(max(sy / yy if short else ss / sy, 1e-10), 1e10) if sy > 0 and yy > 0 else 0.0

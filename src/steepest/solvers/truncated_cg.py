@@ -53,10 +53,10 @@ class Path:
                 yield mark
                 length = mark.length
         z, reach, decrease = self.first
-        bend = (self.slope * reach - decrease) / max(reach, 1e-300) ** 2
+        bend = (self.slope - decrease / reach) / reach if reach else 0.0
         length = min(length, 4 * reach)
         while length := length / 4:
-            yield Step(z * (length / reach), length, self.slope * length - bend * length**2)
+            yield Step(z * (length / reach), length, self.slope * length - bend * length * length)
 
 
 def truncated_cg(product: Operator, g: Tensor, norm: float, radius: float, residual: float, limit: int) -> Path:
@@ -79,11 +79,11 @@ def truncated_cg(product: Operator, g: Tensor, norm: float, radius: float, resid
     then.
     """
     z, r, p = torch.zeros_like(g), g, -g
-    rr = pp = norm**2
+    rr = pp = norm * norm
     zz = zp = decrease = largest = 0.0
     first, marks, mark = Step(z, 0.0, 0.0), list[Step](), math.inf
     inner, why = 0, "limit"
-    while inner < limit:
+    while inner < limit and rr > 0:
         inner += 1
         hp = product(p)
         php = torch.dot(p, hp).item()
@@ -92,27 +92,27 @@ def truncated_cg(product: Operator, g: Tensor, norm: float, radius: float, resid
             break
         largest = max(largest, abs(php) / pp)
         t = rr / php if php > 0 else math.inf
-        ahead = zz + 2 * t * zp + t**2 * pp if php > 0 else math.inf
-        if leaves := not ahead < radius**2:
+        ahead = zz + 2 * t * zp + t * t * pp if php > 0 else math.inf
+        if leaves := not ahead < radius * radius:
             why = "boundary" if php > 0 else "curvature"
             t = _reach(zz, zp, pp, radius) if radius < math.inf else rr / _bent(php, pp, largest)
-            ahead = zz + 2 * t * zp + t**2 * pp
-        while mark < radius and mark**2 < ahead:
+            ahead = zz + 2 * t * zp + t * t * pp
+        while mark < radius and mark * mark < ahead:
             s = _reach(zz, zp, pp, mark)
-            marks.append(Step(torch.add(z, p, alpha=s), mark, decrease + s * rr - s**2 * php / 2))
+            marks.append(Step(torch.add(z, p, alpha=s), mark, decrease + s * rr - s * s * php / 2))
             mark *= 4
         z, r, zz = torch.add(z, p, alpha=t), torch.add(r, hp, alpha=t), ahead
-        decrease += t * rr - t**2 * php / 2
+        decrease += t * rr - t * t * php / 2
         if inner == 1:
             first, mark = Step(z, math.sqrt(zz), decrease), _above(math.sqrt(zz), radius)
         if leaves:
             break
         new = torch.dot(r, r).item()
-        if new <= residual**2:
+        if new <= residual * residual:
             why = "solved"
             break
         beta = new / rr
-        zp, pp, rr = beta * (zp + t * pp), new + beta**2 * pp, new
+        zp, pp, rr = beta * (zp + t * pp), new + beta * beta * pp, new
         p = torch.add(-r, p, alpha=beta)
     end = Step(z, math.sqrt(zz), decrease)
     if inner > 1 and not -float(torch.dot(z, g + r)) / 2 >= first.decrease:
@@ -122,15 +122,15 @@ def truncated_cg(product: Operator, g: Tensor, norm: float, radius: float, resid
 
 def _reach(zz: float, zp: float, pp: float, length: float) -> float:
     """The positive t with |z + t p| = length, of the squares and the product of z and p."""
-    room = max(length**2 - zz, 0.0)
-    root = math.sqrt(zp**2 + pp * room)
+    room = max(length * length - zz, 0.0)
+    root = math.sqrt(zp * zp + pp * room)
     return room / (zp + root) if zp > 0 else (root - zp) / pp
 
 
 def _bent(php: float, pp: float, largest: float) -> float:
     """p.H p as it counts where it is not positive and no ball ends the path."""
     most = largest * pp
-    return math.sqrt(max(-php, FLAT * most) * most) or pp**1.5
+    return math.sqrt(max(-php, FLAT * most) * most) or pp * math.sqrt(pp)
 
 
 def _above(length: float, radius: float) -> float:

@@ -89,7 +89,12 @@ class TrustRegion(Method):
     def init(self, at: Iterate) -> State:
         """The first ball, and the units of function and gradient."""
         radius = self.radius or math.sqrt(at.size) / 8
-        return {"radius": min(radius, self.max_radius or math.inf), "scale": abs(at.value), "norm": at.norm, "forcing": self.kappa}
+        return {
+            "radius": min(radius, self.max_radius or math.inf),
+            "scale": abs(at.value),
+            "norm": at.norm,
+            "forcing": self.kappa,
+        }
 
     def step(self, at: Iterate, state: State) -> tuple[Iterate, State]:
         """The model's minimiser, or the longest of ever shorter steps that is accepted."""
@@ -101,9 +106,9 @@ class TrustRegion(Method):
         noise = self.regularization * torch.finfo(at.dtype).eps * scale
         for z, length, decrease in itertools.islice(path.steps(), TRIALS):
             if not length:
-                raise Stop("products with the Hessian are not finite")
+                raise Stop("products with the Hessian are not finite, or the square of the gradient is zero")
             to = at.move(z)
-            ratio = (at.value - to.value + noise) / (decrease + noise)
+            ratio = (at.value - to.value + noise) / max(decrease + noise, 1e-300)
             if ratio > self.accept and to.finite:
                 break
         else:

@@ -163,19 +163,24 @@ class _Run:
         end = self._look(at, state, limits)
         while end is None:
             try:
-                after, changed = self.method.step(self.saddle, at, state)
+                at, state = self._step(at, state)
+                if state["iteration"] % self.method.every == 0 or state["iteration"] >= limits.iterations:
+                    end = self._look(at, state, limits)
             except Stop as stop:
                 end = stop.reason, stop.converged
                 break
-            at, state = after, {**changed, "iteration": state["iteration"] + 1}
-            if state["iteration"] % MEND == 0:
-                at = self._mended(at)
-            if state["iteration"] % self.method.every == 0 or state["iteration"] >= limits.iterations:
-                end = self._look(at, state, limits)
+            except torch.linalg.LinAlgError as error:
+                end = f"a factorisation failed, shorter steps might converge: {error}", False
+                break
             keeper.save(at, state, self.history, self._seconds(), end is not None)
         if self.verbose:
             print(end[0])
         return self._result(at.x if self.best[1] is None else self.best[1], state["iteration"], end)
+
+    def _step(self, at: Iterate, state: State) -> tuple[Iterate, State]:
+        after, changed = self.method.step(self.saddle, at, state)
+        state = {**changed, "iteration": state["iteration"] + 1}
+        return self._mended(after) if state["iteration"] % MEND == 0 else after, state
 
     def _result(self, z: Any, iterations: int, end: tuple[str, bool]) -> MinMaxResult:
         saddle, evaluations = self.saddle, self.saddle.evaluations

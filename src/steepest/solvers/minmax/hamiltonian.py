@@ -22,7 +22,8 @@ class Hamiltonian(MinMaxMethod):
     in y go round in circles: it needs no step sizes, and converges linearly under the Polyak-Lojasiewicz condition,
     which holds for f strongly convex in x and strongly concave in y, or bilinear. It does not tell a saddle from a
     minimum or a maximum: elsewhere it ends at any stationary point of f, and where Hess f [grad f] = 0 it may end at
-    one of H only.
+    one of H only. Under a metric that lets gradients vanish towards a boundary, as Fisher's does, it may run there:
+    start it near the saddle.
 
     Args:
         inner: the method, or its name: "ConjugateGradients" (the authors' RHM-CG), "SteepestDescent" (RHM-SD), "LBFGS";

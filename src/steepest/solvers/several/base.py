@@ -33,7 +33,7 @@ class Aggregator(Spec, abc.ABC):
                 f"jacobian: got {tuple(jacobian.shape)} {jacobian.dtype}, expected real rows `(*b, m, n)`, a gradient "
                 "each; complex ones as `torch.view_as_real(j).flatten(-2)`."
             )
-        wide = jacobian.double().cpu()
+        wide = jacobian.cpu().double()
         w = torch.where(wide.isfinite().all(-1).all(-1, keepdim=True), self.weights(safe_gram(wide), seed), torch.nan)
         return (w.to(jacobian).unsqueeze(-2) @ jacobian).squeeze(-2)
 

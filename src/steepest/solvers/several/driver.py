@@ -52,13 +52,13 @@ class _Place:
     jacobian: Tensor
 
     def __post_init__(self) -> None:
-        self.gram = safe_gram(self.jacobian.double().cpu())
+        self.gram = safe_gram(self.jacobian.cpu().double())
         self.weights = least_norm(self.gram)
         self.norm = float(self.combined(self.weights).norm())
 
     def combined(self, weights: Tensor) -> Tensor:
         """J^T w, `(n,)`."""
-        return (weights @ self.jacobian.double().cpu()).to(self.jacobian)
+        return (weights @ self.jacobian.cpu().double()).to(self.jacobian)
 
 
 def minimize_several(
@@ -192,7 +192,7 @@ def _step(
 
 def _search(problem: Objectives, rule: Armijo, place: _Place, d: Tensor, t: float) -> tuple[float, _Place] | None:
     """Backtracking until all objectives are low enough."""
-    slopes = -(place.jacobian @ d).double().cpu()
+    slopes = -(place.jacobian @ d).cpu().double()
     if not (slopes < 0).all():
         return None
     slack = 4 * torch.finfo(d.dtype).eps * place.values.abs()

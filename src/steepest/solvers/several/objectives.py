@@ -65,5 +65,5 @@ class Objectives(Problem):
 
 
 def _real(values: Tensor) -> Tensor:
-    values = values.detach().double().cpu()
+    values = values.detach().cpu().double()
     return torch.where(values.isnan(), torch.inf, values)
