@@ -7,12 +7,16 @@ ones follow by Newton's table, and by Taylor's formula where the points lie too 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from steepest.linalg.autograd import plain
 
 
 @dataclass(frozen=True)
@@ -33,17 +37,57 @@ class Scalar:
     """In units of the rounding error, n eps times the largest eigenvalue."""
 
 
+@dataclass(frozen=True)
+class Remembered(Scalar):
+    """A function that keeps its divided differences for the eigenvalues of one matrix: each further product with second
+    derivatives there finds them."""
+
+    known: dict[int, Tensor] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def of(cls, f: Scalar) -> Scalar:
+        """f, with a memory of its own."""
+        return cls(f.value, f.slope, f.taylor, f.scale, f.positive, f.least)
+
+
 # Divided differences. -------------------------------------------------------------------------------------------------
 
 
 def divided_differences(w: Tensor, order: int, f: Scalar) -> Tensor:
     """f[w_i, w_j, ...] over all choices of order + 1 of the values w `(*b, n)`: `(*b, n, ..., n)`."""
-    axes = range(order + 1)
-    x = _sorted([w.reshape(*w.shape[:-1], *(-1 if i == j else 1 for j in axes)) for i in axes])
+    points, places = _points(w, order)
+    x = _sorted(points)
     table = [f.slope(x[i], x[i + 1]) for i in range(order)]
     for k in range(2, order + 1):
         table = [_next_difference(x[i : i + k + 1], table[i], table[i + 1], f) for i in range(order + 1 - k)]
-    return table[0]
+    return table[0] if places is None else table[0][..., places]
+
+
+LARGEST = 1 << 20
+"""Choices of values up to which the places of each are kept."""
+
+
+def _points(w: Tensor, order: int) -> tuple[list[Tensor], Tensor | None]:
+    """The values of each choice. Differences do not depend on the order of their points: one of (order + 1)! is enough,
+    and then come with it the places, `(n, ..., n)`, that each fills."""
+    n = w.shape[-1]
+    if order == 1 or n ** (order + 1) > LARGEST or not plain(w):
+        axes = range(order + 1)
+        return [w.reshape(*w.shape[:-1], *(-1 if i == j else 1 for j in axes)) for i in axes], None
+    choices, places = (torch.from_numpy(a).to(w.device) for a in _choices(n, order + 1))
+    return [w[..., choice] for choice in choices], places
+
+
+@functools.lru_cache(maxsize=8)
+def _choices(n: int, k: int) -> tuple[Any, Any]:
+    """k ascending numbers below n in all ways, `(k, m)`, and for any k numbers, in any order, which of these they are:
+    as arrays of NumPy, which no mode of torch takes for its own."""
+    import numpy as np
+
+    numbers = np.sort(np.indices((n,) * k).reshape(k, -1), axis=0)
+    codes = np.ravel_multi_index(tuple(numbers), (n,) * k)
+    found, places = np.unique(codes, return_inverse=True)
+    return np.stack(np.unravel_index(found, (n,) * k)), places.reshape((n,) * k)
 
 
 def _sorted(x: list[Tensor]) -> list[Tensor]:
@@ -82,9 +126,11 @@ def _taylor(x: list[Tensor], mean: Tensor, f: Scalar) -> Tensor:
     """
     k, scale = len(x) - 1, f.scale(mean)
     unit = torch.where(scale == 0, 1, scale)  # where it is zero, so are all points that are close
-    p2, p3, p4 = (
-        sum((((point - mean) / unit) ** m for point in x[1:]), ((x[0] - mean) / unit) ** m) for m in (2, 3, 4)
-    )
+    p2 = p3 = p4 = torch.zeros_like(mean)
+    for point in x:
+        d = (point - mean) / unit
+        square = d * d
+        p2, p3, p4 = p2 + square, p3 + square * d, p4 + square * square
     c0, c2, c3, c4 = (f.taylor(mean, k, m) for m in (0, 2, 3, 4))
     return c0 + c2 * p2 / 2 + c3 * p3 / 3 + c4 * (p4 / 4 + p2.square() / 8)
 

@@ -31,7 +31,17 @@ from steepest.linalg.eigen import eigh, eigvalsh
 from steepest.linalg.expm import taylor_exp
 from steepest.linalg.precision import widen
 from steepest.linalg.products import congruence, product
-from steepest.linalg.scalars import ANGLE_OVER_SINE, EXP, INV_SQRT, LOG, SQRT, Scalar, divided_differences, power
+from steepest.linalg.scalars import (
+    ANGLE_OVER_SINE,
+    EXP,
+    INV_SQRT,
+    LOG,
+    SQRT,
+    Remembered,
+    Scalar,
+    divided_differences,
+    power,
+)
 from steepest.linalg.shapes import require_square
 
 
@@ -144,7 +154,7 @@ def sym_power_derivative(a: Tensor, e: Tensor, p: float) -> Tensor:
 def sym_function(a: Tensor, f: Scalar) -> Tensor:
     """f(a) of the symmetric or Hermitian a `(*b, n, n)`, for any function of `Scalar` with its divided differences."""
     s = sym(widen(a))
-    return _Value.call(f, s, *_eigen(s, f)).to(a.dtype)
+    return _Value.call(_remembering(f), s, *_eigen(s, f)).to(a.dtype)
 
 
 def _spectral_derivative(a: Tensor, e: Tensor, f: Scalar) -> Tensor:
@@ -155,7 +165,20 @@ def _spectral_derivative(a: Tensor, e: Tensor, f: Scalar) -> Tensor:
     s = sym(widen(a))
     w, v = _eigen(s, f)
     s, d = torch.broadcast_tensors(s, widen(e))
-    return _First.call(f, s, w, v, d).to(e.dtype)
+    return _First.call(_remembering(f), s, w, v, d).to(e.dtype)
+
+
+def _remembering(f: Scalar) -> Scalar:
+    return f if torch.compiler.is_compiling() else Remembered.of(f)
+
+
+def _differences(w: Tensor, order: int, f: Scalar) -> Tensor:
+    """Divided differences of the eigenvalues that belong to f, from its memory where they are there."""
+    if not isinstance(f, Remembered) or not plain(w):
+        return divided_differences(w, order, f)
+    if order not in f.known:
+        f.known[order] = divided_differences(w, order, f)
+    return f.known[order]
 
 
 def _eigen(s: Tensor, f: Scalar) -> tuple[Tensor, Tensor]:
@@ -257,14 +280,14 @@ class _Value(_Derivative):
 class _First(_Derivative):
     @staticmethod
     def forward(f: Scalar, a: Tensor, w: Tensor, v: Tensor, e: Tensor) -> Tensor:
-        return congruence(v, divided_differences(w, 1, f) * congruence(v.mH, sym(e)))
+        return congruence(v, _differences(w, 1, f) * congruence(v.mH, sym(e)))
 
 
 class _Second(_Derivative):
     @staticmethod
     def forward(f: Scalar, a: Tensor, w: Tensor, v: Tensor, e: Tensor, h: Tensor) -> Tensor:
         e, h = (congruence(v.mH, sym(x)) for x in (e, h))
-        slopes = divided_differences(w, 2, f).to(v.dtype)
+        slopes = _differences(w, 2, f).to(v.dtype)
         half = torch.einsum("...ikj,...ik,...kj->...ij", slopes, e, h)
         return congruence(v, half + half.mH)
 
@@ -273,7 +296,7 @@ class _Third(_Derivative):
     @staticmethod
     def forward(f: Scalar, a: Tensor, w: Tensor, v: Tensor, e: Tensor, h: Tensor, k: Tensor) -> Tensor:
         e, h, k = (congruence(v.mH, sym(x)) for x in (e, h, k))
-        slopes = divided_differences(w, 3, f).to(v.dtype)
+        slopes = _differences(w, 3, f).to(v.dtype)
 
         def term(pairs: Tensor, last: Tensor) -> Tensor:
             return torch.einsum("...iklj,...ikl,...lj->...ij", slopes, pairs, last)
