@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steepest.linalg import double, polar, qr, sym_sqrt
 from steepest.manifolds.base import Manifold
-from steepest.manifolds.fixed_rank import Pair, gram_factor
+from steepest.manifolds.fixed_rank import Pair, gram_factors
 from steepest.manifolds.flow import flow
 
 Triple = tuple[Tensor, Tensor, Tensor]
@@ -128,7 +128,7 @@ class FixedRankEmbedded(Manifold):
     def frame(self, x: Triple) -> FixedRankEmbeddedFrame:
         """The factors, and an inverse of S for each side."""
         u, s, v = x
-        return FixedRankEmbeddedFrame(u, s, v, _right_inverse(s), _right_inverse(s.mH))
+        return FixedRankEmbeddedFrame(u, s, v, *_right_inverses(s))
 
     def _push(self, f: FixedRankEmbeddedFrame, h: Triple) -> Triple:
         up, m, vp = self._conform(f, h)
@@ -266,11 +266,11 @@ def _off(u: Tensor, z: Tensor) -> Tensor:
     return z - u @ (u.mH @ z)
 
 
-def _right_inverse(s: Tensor) -> Tensor:
-    """S^-1 = S^H L^-H L^-1 with L L^H = S S^H, in float64. S S^-1 is I to eps times the condition number of S, where
-    S^-1 S would lose its square."""
-    _, lower_inv = gram_factor(s.mH)
-    return (lower_inv @ double(s)).mH @ lower_inv
+def _right_inverses(s: Tensor) -> tuple[Tensor, Tensor]:
+    """S^-1 = S^H L^-H L^-1 with L L^H = S S^H, in float64, and likewise (S^H)^-1. S S^-1 is I to eps times the
+    condition number of S, where S^-1 S would lose its square."""
+    _, (left, right) = gram_factors(s.mH, s)
+    return (left @ double(s)).mH @ left, (right @ double(s.mH)).mH @ right
 
 
 def _inverse(s: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from steepest.checks import check_range
@@ -105,7 +106,8 @@ class ConjugateGradients(Method):
         return to, {"direction": p, "step": min(guess, 10 * t), "note": {"step": t, "beta": beta}}
 
     def _direction(self, at: Iterate, to: Iterate, p: Tensor) -> tuple[Tensor, float]:
-        g, old, p = to.gradient, at.carry(at.gradient, to), at.carry(p, to)
+        g = to.gradient
+        old, p = at.carry(torch.stack([at.gradient, p]), to)
         beta = BETAS[self.beta](g, g - old, old, p)
         after = beta * p - g
         kept = (beta.isfinite() & ((g @ old).abs() <= self.powell * (g @ g)) & (g @ after < 0)).item()

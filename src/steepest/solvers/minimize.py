@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from steepest.checks import check_range
-from steepest.linalg.precision import widen
 from steepest.manifolds.base import Manifold
-from steepest.manifolds.euclidean import Euclidean
-from steepest.manifolds.tensors import as_tuple, each
+from steepest.manifolds.tensors import as_tuple, like
 from steepest.solvers.base import Method, State, Stop
 from steepest.solvers.checkpoint import Checkpoint
 from steepest.solvers.line_search import rounding
+from steepest.solvers.loop import MEND, PATIENCE, Limits, check_limits, mended, named, place, shown
 from steepest.solvers.problem import Function, Iterate, Problem
 from steepest.solvers.result import HEADER, Record, Result
 
 Callback = Callable[[Record, Any], Any]
-MEND = 100
-"""Steps after which drift off the manifold is looked for."""
-PATIENCE = 40
-"""Steps without progress, in the value or in the gradient, after which rounding is taken to be reached."""
 
 
 def minimize(
@@ -86,9 +75,9 @@ def minimize(
     (-9.0, True)
     """
     started = time.perf_counter()
-    method = named(method)
-    manifold, x0 = _place(manifold, x0)
-    _check_limits(tolerance, max_iterations, max_evaluations, max_seconds, checkpoint_every, verbose)
+    method = named(Method, method)
+    manifold, x0 = place(manifold, x0)
+    check_limits(tolerance, max_iterations, max_evaluations, max_seconds, checkpoint_every, verbose)
     if fault := method.fault(manifold, x0):
         raise ValueError(f"method: {type(method).__name__} {fault}")
     problem = Problem(fun, manifold, gradient, hvp, seed)
@@ -97,45 +86,8 @@ def minimize(
     keeper = Checkpoint(checkpoint, checkpoint_every, problem, method)
     at, state, history, before = keeper.load() or _first(problem, method, x0)
     run = _Run(problem, method, history, before, started, verbose, callback)
-    limits = _Limits(tolerance, max_iterations, max_evaluations, max_seconds)
-    return run.loop(at, state, limits, keeper)
-
-
-def named(method: Method | str) -> Method:
-    """The method of this name, with its default options."""
-    if not isinstance(method, str):
-        if not isinstance(method, Method):
-            raise TypeError(f"method: got {method!r}, expected an instance from steepest.solvers, or its name")
-        return method
-    plain = {name.lower(): family for name, family in Method.known.items()}
-    family = plain.get(method.lower().replace("_", "").replace("-", "").replace(" ", ""))
-    if family is None:
-        raise ValueError(f"method: unknown {method!r}, expected one of {', '.join(sorted(Method.known))}")
-    needed = [p.name for p in inspect.signature(family).parameters.values() if p.default is p.empty]
-    if needed:
-        raise ValueError(f"method: {family.__name__} needs {', '.join(needed)}; pass an instance, not its name")
-    found: Method = family()
-    return found
-
-
-@dataclasses.dataclass(frozen=True)
-class _Limits:
-    tolerance: float
-    iterations: int
-    evaluations: int | None
-    seconds: float | None
-
-    def reason(self, record: Record) -> tuple[str, bool] | None:
-        """Why to stop here, and whether that is success."""
-        if record.gradient_norm <= self.tolerance:
-            return f"gradient norm is at most the tolerance, {self.tolerance:g}", True
-        if record.iteration >= self.iterations:
-            return f"max_iterations = {self.iterations} reached", False
-        if self.evaluations is not None and record.evaluations >= self.evaluations:
-            return f"max_evaluations = {self.evaluations} reached", False
-        if self.seconds is not None and record.seconds >= self.seconds:
-            return f"max_seconds = {self.seconds:g} reached", False
-        return None
+    run.remember(state.pop("run", None))
+    return run.loop(at, state, Limits(tolerance, max_iterations, max_evaluations, max_seconds), keeper)
 
 
 class _Run:
@@ -156,7 +108,7 @@ class _Run:
         self.lowest = self.flattest = math.inf
         self.idle = 0
 
-    def loop(self, at: Iterate, state: State, limits: _Limits, keeper: Checkpoint) -> Result:
+    def loop(self, at: Iterate, state: State, limits: Limits, keeper: Checkpoint) -> Result:
         """Steps until there is a reason to stop."""
         if self.verbose:
             print(HEADER)
@@ -188,7 +140,7 @@ class _Run:
             self.method,
         )
 
-    def _look(self, at: Iterate, state: State, limits: _Limits) -> tuple[str, bool] | None:
+    def _look(self, at: Iterate, state: State, limits: Limits) -> tuple[str, bool] | None:
         """Write the history, and see whether there is a reason to stop."""
         norm = at.norm if self.method.order else math.nan
         note = {k: v for k, v in state.get("note", {}).items() if isinstance(v, int | float | str)}
@@ -256,40 +208,3 @@ def _first(problem: Problem, method: Method, x0: Any) -> tuple[Iterate, State, l
             "NelderMead or ParticleSwarm."
         )
     return at, {**method.init(at), "iteration": 0}, [], 0.0
-
-
-def _place(manifold: Manifold | None, x0: Any) -> tuple[Manifold, Any]:
-    """The manifold, by default all tensors, and the point, detached and checked."""
-    x0 = tuple(x0) if isinstance(x0, list) else x0
-    if not (manifold is None or isinstance(manifold, Manifold)):
-        raise TypeError(f"manifold: got {manifold!r}, expected an instance of a manifold, such as Sphere(), or None")
-    for t in as_tuple(x0):
-        if not isinstance(t, Tensor) or not (t.is_floating_point() or t.is_complex()):
-            got = f"a tensor of {t.dtype}" if isinstance(t, Tensor) else f"{type(t).__name__}"
-            raise TypeError(
-                f"x0: got {got}, expected a tensor (or a tuple of tensors) of floating point or complex numbers, as "
-                "`torch.as_tensor(x0, dtype=torch.float64)` makes it"
-            )
-    if manifold is None:
-        manifold = _plain(x0)
-    x0 = each(lambda t: widen(t.detach()), x0)
-    manifold.check_point(x0, "x0")
-    return manifold, x0
-
-
-def _plain(x0: Any) -> Manifold:
-    from steepest.manifolds.product import Product
-
-    flat = tuple(Euclidean(t.ndim) for t in as_tuple(x0))
-    return flat[0] if len(flat) == 1 else Product(flat)
-
-
-def _check_limits(
-    tolerance: float, iterations: int, evaluations: int | None, seconds: float | None, every: float, verbose: int
-) -> None:
-    check_range("tolerance", tolerance)
-    check_range("max_iterations", iterations)
-    check_range("max_evaluations", evaluations or 0)
-    check_range("max_seconds", seconds or 0)
-    check_range("checkpoint_every", every)
-    check_range("verbose", verbose)

@@ -245,13 +245,9 @@ class Iterate:
     def conform(self, z: Tensor) -> Tensor:
         """Orthogonal projection of vectors `(*k, n)` onto those that gradients can be: where the frame has a kernel, or
         is one of the total space of a quotient, they are a subspace."""
-        manifold = self.problem.manifold
-
-        def project(z: Tensor) -> Tensor:
-            return self.ravel(manifold._horizontal(self.frame, manifold._conform(self.frame, self.unravel(z))))
-
+        manifold, f = self.problem.manifold, self.frame
         with torch.no_grad():
-            return project(z) if z.ndim == 1 else torch.vmap(project)(z)
+            return self.ravel(manifold._horizontal(f, manifold._conform(f, self.unravel(z))))
 
     def random(self, generator: torch.Generator, *k: int) -> Tensor:
         """Standard Gaussian tangent vectors, `(*k, n)`, drawn in float64 so that the draw does not depend on the
@@ -280,12 +276,8 @@ class Iterate:
         manifold = self.problem.manifold
         if manifold.identity_carry:
             return z
-
-        def carried(z: Tensor) -> Tensor:
-            return self.ravel(manifold._carry(self.frame, to.frame, self.unravel(z)))
-
         with torch.no_grad():
-            return carried(z) if z.ndim == 1 else torch.vmap(carried)(z)
+            return self.ravel(manifold._carry(self.frame, to.frame, self.unravel(z)))
 
     # Second derivatives. ----------------------------------------------------------------------------------------------
 
@@ -297,7 +289,7 @@ class Iterate:
             if z.ndim == 1:
                 v = self.push(z)
                 return self.curved(v, self._euclidean(v, False))
-            v = torch.vmap(self.push)(z)
+            v = self.push(z)
             return torch.vmap(self.curved)(v, self._euclidean(v, True))
 
     def curved(self, v: Any, gv: Any) -> Tensor:

@@ -271,6 +271,22 @@ def check_carry(case: Case) -> None:
 
 
 @law
+def check_many_coordinates(case: Case) -> None:
+    """Coordinates may have leading dimensions that the frame has not: a solver carries all its memory at once."""
+    m, x = case.manifold, case.point()
+    y = m.retract(x, case.tangent(x, 4))
+    several = [case.coordinates(x, s) for s in (2, 3)]
+    stacked = like(several[0], [torch.stack(parts) for parts in zip(*map(as_tuple, several), strict=True)])
+    for name, call in (("push", lambda h: m.push(x, h)), ("conform", lambda h: m.conform(x, h))):
+        single = [as_tuple(call(h)) for h in several]
+        expected = tuple(torch.stack(parts) for parts in zip(*single, strict=True))
+        assert_close(as_tuple(call(stacked)), expected, f"{name} of stacked coordinates", ROUND_OFF)
+    single = [as_tuple(m.carry(x, y, h)) for h in several]
+    expected = tuple(torch.stack(parts) for parts in zip(*single, strict=True))
+    assert_close(as_tuple(m.carry(x, y, stacked)), expected, "carry of stacked coordinates", ROUND_OFF)
+
+
+@law
 def check_leave(case: Case) -> None:
     """What _leave keeps of a frame carries as the frame does, and also when the point's own tensors have moved on."""
     m, x = case.manifold, case.point()
