@@ -354,7 +354,7 @@ def test_faults():
         bilevel(p.upper, lambda x, y: y.sum() * torch.nan, x, y)
     with pytest.raises(ValueError, match="y0 is not a point of Sphere"):
         bilevel(p.upper, p.lower, x, y, None, Sphere())
-    with pytest.raises(ValueError, match="unknown bilevelmethod 'AID'"):
+    with pytest.raises(ValueError, match="method: unknown 'AID'"):
         bilevel(p.upper, p.lower, x, y, method="AID")
     with pytest.raises(TypeError, match="method: got CG"):
         bilevel(p.upper, p.lower, x, y, method=CG())

@@ -247,7 +247,7 @@ def test_errors():
         ({"equalities": lambda x: x[0] + 0j}, TypeError, "real numbers"),
         ({"inequalities": lambda x: x, "method": "SketchedNewton"}, ValueError, "AugmentedLagrangian"),
         ({"equalities": lambda x: x, "method": "Newton"}, ValueError, "unknown 'Newton'"),
-        ({"equalities": lambda x: x, "method": 3}, TypeError, "got int"),
+        ({"equalities": lambda x: x, "method": 3}, TypeError, "method: got 3"),
         ({"equalities": lambda x: x, "tolerance": -1.0}, ValueError, "tolerance"),
     ]
     for options, error, match in cases:

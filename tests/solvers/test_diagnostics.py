@@ -241,7 +241,7 @@ def test_places_that_do_not_do():
         check_gradient(lambda x: (x - 2).log().sum(), None, torch.ones(3, 1))
     with pytest.raises(ValueError, match="its dimension is zero"):
         check_gradient(lambda x: x.sum(), Stiefel(), torch.ones(1, 1))
-    with pytest.raises(ValueError, match="x0 is not a point"):
+    with pytest.raises(ValueError, match="x is not a point"):
         check_gradient(fourth, Sphere(), 2 * SPHERE)
 
 

@@ -371,7 +371,7 @@ def test_refusals(tmp_path):
         run(target, "SVRG", batch_size=61)
     with pytest.raises(TypeError, match=r"term: got \(\) torch.float64, expected the real values of 60 terms"):
         minimize_sum(lambda x, i: target(x, i).sum(), N, target.x0, Stiefel())
-    with pytest.raises(ValueError, match="known are PerturbedSRG, SRG, SVRG, Stochastic"):
+    with pytest.raises(ValueError, match="expected one of PerturbedSRG, SRG, SVRG, Stochastic"):
         run(target, "Adam")
     with pytest.raises(ValueError, match=r"term: the mean of its values at x0 is inf"):
         minimize_sum(lambda x, i: target(x, i) / 0, N, target.x0, Stiefel())

@@ -318,7 +318,7 @@ def test_faults():
         minmax(lambda x, y: x * y, x, x)
     with pytest.raises(ValueError, match="expected finite numbers"):
         minmax(lambda x, y: (x @ y).log() * torch.nan, x, x)
-    with pytest.raises(ValueError, match="unknown minmaxmethod 'Newton'"):
+    with pytest.raises(ValueError, match="method: unknown 'Newton', expected one of .*Hamiltonian"):
         minmax(f, x, x, method="Newton")
     with pytest.raises(TypeError, match="method: got SteepestDescent"):
         minmax(f, x, x, method=SteepestDescent())
@@ -330,7 +330,7 @@ def test_faults():
         ExtraGradient(correction="exp")
     with pytest.raises(ValueError, match="step_size"):
         Consensus(math.nan)
-    with pytest.raises(ValueError, match="method: unknown 'nothing'"):
+    with pytest.raises(ValueError, match="inner: unknown 'nothing'"):
         Hamiltonian("nothing")
 
 

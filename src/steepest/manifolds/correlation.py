@@ -182,8 +182,8 @@ class _LogEuclideanCholesky(_Geometry):
         return _log_factor(x)
 
     def push(self, f: Tensor, h: Tensor) -> Tensor:
-        f, direction = torch.broadcast_tensors(f, _lower(h))
-        return torch.func.jvp(_from_log_factor, (f,), (direction,))[1]
+        direction = _lower(h)
+        return torch.func.jvp(_from_log_factor, (f.expand_as(direction).contiguous(),), (direction,))[1]
 
     def pull(self, f: Tensor, g: Tensor) -> Tensor:
         (gradient,) = torch.func.vjp(_from_log_factor, f)[1](g)

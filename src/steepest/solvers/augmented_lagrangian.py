@@ -11,7 +11,8 @@ from torch import Tensor
 from steepest.checks import check_range
 from steepest.solvers.base import Method, State, Stop
 from steepest.solvers.constrained import ConstrainedMethod, ConstrainedProblem
-from steepest.solvers.minimize import minimize, named
+from steepest.solvers.loop import named
+from steepest.solvers.minimize import minimize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +58,7 @@ class AugmentedLagrangian(ConstrainedMethod):
     bound: float = 1e6
 
     def __post_init__(self) -> None:
-        inner = self.inner if isinstance(self.inner, str | Method) else Method.from_spec(self.inner)
-        object.__setattr__(self, "inner", named(inner))
+        object.__setattr__(self, "inner", named(Method, self.inner, "inner"))
         check_range("penalty", self.penalty, open_low=True)
         check_range("growth", self.growth, 1, open_low=True)
         check_range("improvement", self.improvement, 0, 1, open_high=True)

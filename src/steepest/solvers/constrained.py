@@ -16,7 +16,7 @@ from steepest.linalg.precision import widen
 from steepest.manifolds.base import Manifold
 from steepest.manifolds.tensors import each
 from steepest.solvers.base import State, Stop
-from steepest.solvers.minimize import _check_limits, _place
+from steepest.solvers.loop import Limits, check_limits, named, place, shown
 from steepest.solvers.problem import Evaluations, Function, Problem
 from steepest.solvers.result import Record
 from steepest.spec import Spec
@@ -229,11 +229,11 @@ def minimize_constrained(
     (array([1., 0., 0.], dtype=float32), -2.0)
     """
     started = time.perf_counter()
-    method = _named(method)
+    method = named(ConstrainedMethod, method)
     if equalities is None and inequalities is None:
         raise ValueError("equalities, inequalities: both are None; without constraints use `minimize`")
-    manifold, x = _place(manifold, x0)
-    _check_limits(tolerance, max_iterations, max_evaluations, max_seconds, 0.0, verbose)
+    manifold, x = place(manifold, x0)
+    check_limits(tolerance, max_iterations, max_evaluations, max_seconds, 0.0, verbose)
     problem = ConstrainedProblem(fun, manifold, equalities, inequalities, seed)
     problem.tolerance = tolerance
     if max_seconds is not None:
@@ -242,58 +242,80 @@ def minimize_constrained(
         problem.evaluations_left = lambda: max(max_evaluations - problem.evaluations.total, 0)
     if fault := method.fault(problem):
         raise ValueError(f"method: {type(method).__name__} {fault}")
-    c, d = _start(problem, x)
-    state = {**method.init(problem, x, c, d), "iteration": 0}
-    history, best, end = list[Record](), None, None
-    if verbose:
-        print(HEADER)
-    while True:
-        kkt = problem.kkt(x, state["equality"], state["inequality"])
-        seconds, count = time.perf_counter() - started, problem.evaluations.total
-        note = {"violation": kkt.violation, **state.get("note", {})}
-        history.append(Record(state["iteration"], kkt.value, kkt.stationarity, seconds, count, note))
-        if verbose and state["iteration"] % verbose == 0:
-            print(_row(history[-1]))
-        if best is None or kkt.residual <= best[1].residual:
-            best = x, kkt, state
-        if callback is not None and callback(history[-1], x):
-            end = "the callback ended it"
-        elif kkt.residual <= tolerance:
-            end = f"stationarity, violation and complementarity are at most the tolerance, {tolerance:g}"
-        elif state["iteration"] >= max_iterations:
-            end = f"max_iterations = {max_iterations} reached"
-        elif problem.evaluations_left() == 0:
-            end = f"max_evaluations = {max_evaluations} reached"
-        elif problem.seconds_left() == 0:
-            end = f"max_seconds = {max_seconds:g} reached"
-        if end:
-            break
-        try:
-            x, changed = method.step(problem, x, state)
-        except Stop as stop:
-            end = stop.reason
-            break
-        state = {**changed, "iteration": state["iteration"] + 1}
-    if verbose:
-        print(end)
-    point, found, multipliers = best
-    with torch.no_grad():
-        shapes = [None if g is None else g(point).shape for g in problem.given]
-    return ConstrainedResult(
-        point,
-        found.value,
-        _shaped(multipliers["equality"], shapes[0]),
-        _shaped(multipliers["inequality"], shapes[1]),
-        *found[1:],
-        state["iteration"],
-        problem.inner,
-        problem.evaluations,
-        time.perf_counter() - started,
-        end,
-        found.residual <= tolerance,
-        history,
-        method,
-    )
+    state = {**method.init(problem, x, *_start(problem, x)), "iteration": 0}
+    measure = "the largest of stationarity, violation and complementarity"
+    limits = Limits(tolerance, max_iterations, max_evaluations, max_seconds, measure=measure)
+    return _Run(problem, method, started, verbose, callback).loop(x, state, limits)
+
+
+class _Run:
+    def __init__(
+        self,
+        problem: ConstrainedProblem,
+        method: ConstrainedMethod,
+        started: float,
+        verbose: int,
+        callback: Callable[[Record, Any], Any] | None,
+    ) -> None:
+        self.problem, self.method, self.started = problem, method, started
+        self.verbose, self.callback = verbose, callback
+        self.history: list[Record] = []
+        self.best: tuple[Any, KKT, State] | None = None
+
+    def loop(self, x: Any, state: State, limits: Limits) -> ConstrainedResult:
+        """Steps until there is a reason to stop."""
+        if self.verbose:
+            print(HEADER)
+        end = self._look(x, state, limits)
+        while end is None:
+            try:
+                x, changed = self.method.step(self.problem, x, state)
+            except Stop as stop:
+                end = stop.reason, stop.converged
+                break
+            state = {**changed, "iteration": state["iteration"] + 1}
+            end = self._look(x, state, limits)
+        if self.verbose:
+            print(end[0])
+        return self._result(state["iteration"], end[0], limits)
+
+    def _look(self, x: Any, state: State, limits: Limits) -> tuple[str, bool] | None:
+        """Write the history, and see whether there is a reason to stop."""
+        kkt = self.problem.kkt(x, state["equality"], state["inequality"])
+        count, note = self.problem.evaluations.total, {"violation": kkt.violation, **shown(state.get("note", {}))}
+        record = Record(state["iteration"], kkt.value, kkt.stationarity, self._seconds(), count, note)
+        self.history.append(record)
+        if self.verbose and record.iteration % self.verbose == 0:
+            print(_row(record))
+        if self.best is None or kkt.residual <= self.best[1].residual:
+            self.best = x, kkt, state
+        if self.callback is not None and self.callback(record, x):
+            return "the callback ended it", False
+        return limits.reason(record._replace(gradient_norm=kkt.residual))
+
+    def _result(self, iterations: int, reason: str, limits: Limits) -> ConstrainedResult:
+        assert self.best is not None
+        (x, kkt, state), problem = self.best, self.problem
+        with torch.no_grad():
+            shapes = [None if g is None else g(x).shape for g in problem.given]
+        return ConstrainedResult(
+            x,
+            kkt.value,
+            _shaped(state["equality"], shapes[0]),
+            _shaped(state["inequality"], shapes[1]),
+            *kkt[1:],
+            iterations,
+            problem.inner,
+            problem.evaluations,
+            self._seconds(),
+            reason,
+            limits.tolerance is not None and kkt.residual <= limits.tolerance,
+            self.history,
+            self.method,
+        )
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self.started
 
 
 def _start(problem: ConstrainedProblem, x: Any) -> tuple[Tensor, Tensor]:
@@ -334,18 +356,3 @@ def _row(record: Record) -> str:
     rest = "  ".join(f"{k} {v:.3g}" for k, v in record.note.items() if k != "violation")
     numbers = f"{record.iteration:>6}  {record.value:>+23.15e}  {record.gradient_norm:>12.5e}"
     return f"{numbers}  {record.note['violation']:>12.5e}  {record.evaluations:>8}  {record.seconds:>8.2f}  {rest}"
-
-
-def _named(method: ConstrainedMethod | str) -> ConstrainedMethod:
-    if isinstance(method, ConstrainedMethod):
-        return method
-    if not isinstance(method, str):
-        raise TypeError(
-            f"method: got {type(method).__name__}, expected AugmentedLagrangian(...), SketchedNewton(...) or a name"
-        )
-    plain = {name.lower(): family for name, family in ConstrainedMethod.known.items()}
-    family = plain.get(method.lower().replace("_", "").replace("-", "").replace(" ", ""))
-    if family is None:
-        raise ValueError(f"method: unknown {method!r}, expected one of {', '.join(sorted(ConstrainedMethod.known))}")
-    found: ConstrainedMethod = family()
-    return found

@@ -15,7 +15,7 @@ from steepest.linalg.precision import widen
 from steepest.manifolds.base import Manifold
 from steepest.manifolds.implicit import ConvergenceWarning
 from steepest.manifolds.tensors import as_tuple, each, like
-from steepest.solvers.minimize import _place
+from steepest.solvers.loop import place
 from steepest.solvers.problem import Function, Iterate, Problem
 
 PER_DECADE = 8
@@ -108,7 +108,7 @@ def check_gradient(
     >>> check_gradient(lambda x: (x**4).sum(), Stiefel(), x)
     gradient: right. The error of the Taylor polynomial falls with slope 2.00, expected 2, between t = ... and ...
     """
-    manifold, x = _place(manifold, x)
+    manifold, x = place(manifold, x, "x")
     problem = Problem(fun, manifold, gradient, seed=seed)
     at = problem.at(x)
     z = _direction(at, direction)
@@ -158,7 +158,7 @@ def check_hessian(
     >>> bool(check), round(check.slope, 1)
     (False, 2.0)
     """
-    manifold, x = _place(manifold, x)
+    manifold, x = place(manifold, x, "x")
     problem = Problem(fun, manifold, gradient, hvp, seed)
     problem.curvature = True
     at = problem.at(x)

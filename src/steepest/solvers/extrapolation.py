@@ -90,7 +90,7 @@ class Extrapolated(Method):
         z = _weights(torch.cat([g, to.gradient[None]]), self.regularization)[:-1] @ s
         z = -z if to.gradient @ z > 0 else z
         jump = to.move(z)
-        if not jump.value < to.value:
+        if not (jump.value < to.value and jump.finite):
             return to, {"inner": inner, **(_none(to) if self.restart else {"s": s, "g": g}), "note": note}
         kept = _none(jump) if self.restart else _moved(to, jump, z, s, g, self.memory)
         return jump, {"inner": self._after(jump, inner), **kept, "note": {**note, "jump": float(z.norm())}}

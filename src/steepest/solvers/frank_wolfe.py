@@ -186,7 +186,7 @@ class GeodesicBall(Region):
         with torch.no_grad():
             moved = manifold._coords(f, manifold.transport(x, centre, at.push(g)))
             u = -_unit(there.ravel(moved))
-        best, lowest = torch.zeros_like(g), 0.0
+        best, lowest, last = torch.zeros_like(g), 0.0, math.inf
         for _ in range(self.refine + 1):
             with torch.enable_grad():
                 leaf = u.detach().requires_grad_()
@@ -195,9 +195,10 @@ class GeodesicBall(Region):
                 value = z @ g
                 (slope,) = torch.autograd.grad(value, leaf)
             number = value.item()
-            if not number < lowest - 1e-9 * abs(lowest):
+            if last < math.inf and not number < last - 1e-9 * abs(last):
                 break
-            best, lowest, u = z.detach(), number, -_unit(there.conform(slope))
+            best, lowest = (z.detach(), number) if number < lowest else (best, lowest)
+            last, u = number, -_unit(there.conform(slope))
         return best
 
     def excess(self, manifold: Manifold, x: Any, kept: list[Tensor]) -> Tensor:

@@ -37,7 +37,8 @@ class LeastSquares:
 
     def __call__(self, x: Any) -> Tensor:
         """|residual(x)|^2 / 2."""
-        return torch.stack([r.abs().square().sum() for r in as_tuple(self.residual(x))]).sum() / 2
+        # not of abs(r), whose derivative at zero is taken for zero: it would lack those residuals' second derivatives
+        return torch.stack([(r.conj() * r).real.sum() for r in as_tuple(self.residual(x))]).sum() / 2
 
     def linearised(self, x: Any) -> Linearisation:
         """The derivative J of the residual at x."""

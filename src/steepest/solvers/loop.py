@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from steepest.manifolds.tensors import as_tuple, each
 from steepest.solvers.problem import Iterate
 from steepest.solvers.result import Record
 
+T = TypeVar("T")
 MEND = 100
 """Steps after which drift off the manifold is looked for."""
 PATIENCE = 40
@@ -47,23 +49,24 @@ def _flat(x: Any) -> Manifold:
     return factors[0] if len(factors) == 1 else Product(factors)
 
 
-def named(family: Any, method: Any, name: str = "method") -> Any:
+def named(family: Callable[..., T], method: Any, name: str = "method") -> T:
     """The method of this family: an instance as it is, one from its specification, or by its name, in any case and with
     or without underscores, with its default options. `name` is what errors call it."""
+    kinds: Any = family
+    known = ", ".join(sorted(kinds.known))
     if isinstance(method, dict):
-        return family.from_spec(method)
-    if isinstance(method, family):
+        method = kinds.from_spec(method)
+    if isinstance(method, kinds):
         return method
-    known = ", ".join(sorted(family.known))
     if not isinstance(method, str):
         raise TypeError(f"{name}: got {method!r}, expected an instance of one of {known}, or its name")
-    plain = {kind.lower(): one for kind, one in family.known.items()}
+    plain: dict[str, Callable[..., T]] = {kind.lower(): one for kind, one in kinds.known.items()}
     found = plain.get(method.lower().replace("_", "").replace("-", "").replace(" ", ""))
     if found is None:
         raise ValueError(f"{name}: unknown {method!r}, expected one of {known}")
     needed = [p.name for p in inspect.signature(found).parameters.values() if p.default is p.empty]
     if needed:
-        raise ValueError(f"{name}: {found.__name__} needs {', '.join(needed)}; pass an instance, not its name")
+        raise ValueError(f"{name}: {method} needs {', '.join(needed)}; pass an instance, not its name")
     return found()
 
 

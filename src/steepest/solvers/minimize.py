@@ -86,7 +86,7 @@ def minimize(
     keeper = Checkpoint(checkpoint, checkpoint_every, problem, method)
     at, state, history, before = keeper.load() or _first(problem, method, x0)
     run = _Run(problem, method, history, before, started, verbose, callback)
-    run.remember(state.pop("run", None))
+    run.remember(state.pop("run", None), x0)
     return run.loop(at, state, Limits(tolerance, max_iterations, max_evaluations, max_seconds), keeper)
 
 
@@ -121,31 +121,26 @@ class _Run:
                 break
             at, state = after, {**changed, "iteration": state["iteration"] + 1}
             if state["iteration"] % MEND == 0:
-                at = self._mended(at)
+                at = mended(at)
             end = self._look(at, state, limits)
-            keeper.save(at, state, self.history, self._seconds(), end is not None)
+            keeper.save(at, {**state, "run": self._memory()}, self.history, self._seconds(), False)
+        keeper.save(at, {**state, "run": self._memory()}, self.history, self._seconds(), True)
         if self.verbose:
             print(end[0])
-        best = self._mended(self.best or at, 100, always=True)
+        best = self._answer(at, end[1], limits)
         norm = best.norm if self.method.order else math.nan
+        count, seconds = self.problem.evaluations, self._seconds()
         return Result(
-            best.x,
-            best.value,
-            norm,
-            state["iteration"],
-            self.problem.evaluations,
-            self._seconds(),
-            *end,
-            self.history,
-            self.method,
+            best.x, best.value, norm, state["iteration"], count, seconds, *end, history=self.history, method=self.method
         )
 
     def _look(self, at: Iterate, state: State, limits: Limits) -> tuple[str, bool] | None:
         """Write the history, and see whether there is a reason to stop."""
         norm = at.norm if self.method.order else math.nan
-        note = {k: v for k, v in state.get("note", {}).items() if isinstance(v, int | float | str)}
-        record = Record(state["iteration"], at.value, norm, self._seconds(), self.problem.evaluations.total, note)
-        if not self.history or self.history[-1].iteration < record.iteration:
+        count, note = self.problem.evaluations.total, shown(state.get("note", {}))
+        record = Record(state["iteration"], at.value, norm, self._seconds(), count, note)
+        fresh = not self.history or self.history[-1].iteration < record.iteration
+        if fresh:
             self.history.append(record)
         if self.verbose and record.iteration % self.verbose == 0:
             print(record.row())
@@ -154,11 +149,20 @@ class _Run:
             return "the function is unbounded below", False
         if self.method.order and not math.isfinite(norm):
             return "the gradient is not finite at a point where the function is", False
-        if self._better(at):
-            self.best = at
+        if fresh or self.best is None:  # a run that goes on looks at its first point again
+            self._judge(at, record)
         if self.callback is not None and self.callback(record, at.x):
             return "the callback ended it", False
-        return limits.reason(record) or self._idle(record)
+        return limits.reason(record) or self._idle()
+
+    def _judge(self, at: Iterate, record: Record) -> None:
+        """Whether it is the best point so far, and for how long nothing has changed but by rounding."""
+        if self._better(at):
+            self.best = at
+        lower = not record.value >= self.lowest - 1e-16 * abs(self.lowest)
+        flatter = record.gradient_norm < 0.9 * self.flattest
+        self.lowest, self.flattest = min(self.lowest, record.value), min(self.flattest, record.gradient_norm)
+        self.idle = 0 if lower or flatter else self.idle + 1
 
     def _better(self, at: Iterate) -> bool:
         """Whether it is the best point so far: of values that rounding may have made different, the one with the
@@ -168,27 +172,36 @@ class _Run:
         noise = rounding(at)
         return at.value < self.lowest - noise or (at.value <= self.lowest + noise and at.norm < self.best.norm)
 
-    def _idle(self, record: Record) -> tuple[str, bool] | None:
-        """Whether nothing has changed for long but by rounding."""
-        if not self.method.steady:  # the best of a population may wait for long, and the method tells when it is over
+    def _idle(self) -> tuple[str, bool] | None:
+        # the best of a population may wait for long, and the method tells when it is over
+        if not self.method.steady or self.idle < PATIENCE:
             return None
-        lower = not record.value >= self.lowest - 1e-16 * abs(self.lowest)
-        flatter = record.gradient_norm < 0.9 * self.flattest
-        self.lowest, self.flattest = min(self.lowest, record.value), min(self.flattest, record.gradient_norm)
-        self.idle = 0 if lower or flatter else self.idle + 1
-        if self.idle < PATIENCE:
-            return None
-        return f"neither value nor gradient went down in {PATIENCE} iterations: rounding", False
+        why = "rounding, or steps that are too long"
+        return f"neither value nor gradient went down in {PATIENCE} iterations: {why}", False
 
-    def _mended(self, at: Iterate, limit: float = 1000, always: bool = False) -> Iterate:
-        """The point without what rounding has added to its distance from the manifold, where that shows; off it, values
-        may be lower than any on it."""
-        manifold = self.problem.manifold
-        eps = 1e-15 if at.dtype == torch.float64 else 1e-7
-        if float(manifold.residual(at.x).max()) <= limit * eps:
-            return at
-        mended = self.problem.at(manifold.project(at.x))
-        return mended if always or mended.value <= at.value + 1e-8 * abs(at.value) else at
+    def _answer(self, at: Iterate, success: bool, limits: Limits) -> Iterate:
+        """The best point; where that one's gradient is longer than was asked for and the last one's is not, the last:
+        values need not fall from each step to the next."""
+        best, tolerance = self.best or at, limits.tolerance or 0.0
+        if success and self.method.order and at.norm <= tolerance < best.norm:
+            best = at
+        return mended(best, 100, None)
+
+    def _memory(self) -> State:
+        """What a run that goes on has to know of the steps before."""
+        if self.best is None:
+            return {}
+        best = {"value": self.best.value, "norm": self.best.norm if self.method.order else math.nan}
+        numbers = {"lowest": self.lowest, "flattest": self.flattest, "idle": self.idle}
+        return {"best": list(as_tuple(self.best.x)), "known": best, **numbers}
+
+    def remember(self, memory: State | None, x: Any) -> None:
+        """The same, from a checkpoint; x is a point of the same kind."""
+        if not memory:
+            return
+        self.best = self.problem.at(like(x, memory["best"]))
+        self.best.__dict__.update(memory["known"])  # so that nothing is computed again
+        self.lowest, self.flattest, self.idle = (memory[name] for name in ("lowest", "flattest", "idle"))
 
     def _seconds(self) -> float:
         return time.perf_counter() - self.started

@@ -84,13 +84,13 @@ def sketched(product: Callable[[Tensor], Tensor], omega: Tensor) -> Nystrom:
     Tropp and Udell 2021, 2110.02820, algorithm 2.1). Where W^T H W is not positive definite, its eigenvalues may be
     arbitrarily near zero although H has none such, and its inverse arbitrarily wrong: the largest two thirds alone are
     inverted (Nakatsukasa and Park 2023, 2212.01127). Vectors W that depend on each other are joined first; W of all of
-    the space gives H.
+    the space gives H. Where all products vanish no values are left; where one is not finite, all values are NaN.
     """
     basis = orthonormal(omega)
     y = product(basis)
     core = sym(basis @ y.mT)
     if not y.isfinite().all():
-        return Nystrom(y[:0], y.new_zeros(0))
+        return Nystrom(basis, torch.full_like(basis[:, 0], torch.nan))
     if len(basis) < len(omega) or len(basis) == omega.shape[-1]:
         values, v = torch.linalg.eigh(core)
         return _sorted(v.mT @ basis, values, True)

@@ -119,13 +119,13 @@ class NystromNewton(Method):
         if state["sketch"] is not None:
             return Nystrom(*state["sketch"])
         low = nystrom(at, state["rank"], at.problem.generator(state["iteration"], device=at.gradient.device))
-        if not len(low.values):
+        if not low.values.isfinite().all():
             raise Stop("products with the Hessian are not finite")
         return low
 
     def _kept(self, low: Nystrom, at: Iterate, to: Iterate, state: State) -> dict[str, Any]:
         """The sketch at the next point, if it is to be used there."""
-        if state["age"] + 1 >= self.every:
+        if state["age"] + 1 >= self.every or not len(low.values):
             return {"sketch": None, "age": 0}
         vectors = torch.linalg.qr(at.carry(low.vectors, to).mT)[0].mT.contiguous()
         return {"sketch": [vectors, low.values, low.complete], "age": state["age"] + 1}

@@ -119,6 +119,8 @@ class SketchedNewton(ConstrainedMethod):
 
     def _direction(self, here: _Here, state: State) -> tuple[Tensor, tuple[float, float], int]:
         """z, with the weights with which it descends, and the sweeps that it took."""
+        if not (math.isfinite(here.length) and here.hessian.isfinite().all()):
+            raise Stop("the gradient, the constraints' derivatives or products with the Hessian are not finite")
         fallen = min(here.length / (state["first"] or 1.0), 1.0)
         k, b = here.system(FLOOR * fallen)
         solver = _Projections(k, b, self.sketch, self.size or max(1, len(b) // 2))
@@ -129,7 +131,7 @@ class SketchedNewton(ConstrainedMethod):
             if float(here.merit_gradient(eta) @ solver.z) <= -eta[1] / 2 * here.length**2:
                 return solver.z, eta, sweeps
             eta, small = (2 * eta[0], eta[1] / 2), max(small / 4, 1e-10)
-        raise Stop("no direction of descent: constraints that depend on each other, or a Hessian that is not finite")
+        raise Stop("no direction of descent: constraints that depend on each other")
 
     @classmethod
     def examples(cls) -> list[ConstrainedMethod]:

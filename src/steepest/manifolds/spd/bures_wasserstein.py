@@ -135,6 +135,13 @@ class BuresWasserstein(SPDMetric):
         gap = _gap(self.frame(double(x)).K, self.frame(double(y)).K)
         return torch.linalg.vector_norm(gap, dim=(-2, -1)).to(x.real.dtype)
 
+    def hessian(self, x: Tensor, g: Tensor, gv: Tensor, v: Tensor) -> Tensor:
+        """push(X, pull(X, gv) + 2 C^H sym(g) C h) with the coordinates h of v: the derivative along h of the gradient
+        2 C^H sym(g) L of the function of K; push takes out what is in the directions K -> K Q."""
+        f = self.frame(x)
+        h = (g + g.mH) @ _times(f.C, self.coords(f, v))
+        return self.push(f, self.pull(f, gv) + (h if f.C is None else f.C.mH @ h))
+
     @classmethod
     def examples(cls) -> list[tuple[SPDMetric, tuple[int, int]]]:
         """Without and with M."""

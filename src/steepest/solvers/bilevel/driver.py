@@ -9,15 +9,13 @@ from typing import Any
 
 import torch
 
-from steepest.checks import check_range
 from steepest.manifolds.base import Manifold
 from steepest.manifolds.tensors import each
 from steepest.solvers.base import Stop
 from steepest.solvers.bilevel.base import BilevelMethod, Standing
 from steepest.solvers.bilevel.levels import Function, Levels
 from steepest.solvers.bilevel.result import BilevelResult
-from steepest.solvers.minimize import PATIENCE, _Limits
-from steepest.solvers.minmax.driver import _place
+from steepest.solvers.loop import PATIENCE, Limits, check_limits, named, place, shown
 from steepest.solvers.result import HEADER, Record
 
 Callback = Callable[[Record, Any, Any], Any]
@@ -77,19 +75,13 @@ def bilevel(
     (True, 2.0)
     """
     started = time.perf_counter()
-    if not isinstance(method, BilevelMethod | str):
-        raise TypeError(
-            f"method: got {type(method).__name__}, expected a method of steepest.solvers.bilevel, or its name"
-        )
-    method = BilevelMethod.from_spec(method)
-    for name, number in (("tolerance", tolerance), ("max_iterations", max_iterations), ("verbose", verbose)):
-        check_range(name, number)
-    check_range("max_seconds", max_seconds or 0)
-    manifold_x, x0 = _place("x0", manifold_x, x0)
-    manifold_y, y0 = _place("y0", manifold_y, y0)
+    method = named(BilevelMethod, method)
+    check_limits(tolerance, max_iterations, seconds=max_seconds, verbose=verbose)
+    manifold_x, x0 = place(manifold_x, x0)
+    manifold_y, y0 = place(manifold_y, y0, "y0")
     levels = Levels(upper, lower, manifold_x, manifold_y, seed)
     _check_start(levels, x0, y0)
-    limits = _Limits(tolerance, max_iterations, None, max_seconds)
+    limits = Limits(tolerance, max_iterations, seconds=max_seconds)
     return _Run(levels, method, started, verbose, callback).loop(x0, y0, limits)
 
 
@@ -114,7 +106,7 @@ class _Run:
         self.lowest = self.flattest = math.inf
         self.idle = 0
 
-    def loop(self, x0: Any, y0: Any, limits: _Limits) -> BilevelResult:
+    def loop(self, x0: Any, y0: Any, limits: Limits) -> BilevelResult:
         """Steps until there is a reason to stop."""
         if self.verbose:
             print(HEADER)
@@ -125,13 +117,15 @@ class _Run:
                 end = self._look(next(walk), limits)
             except Stop as stop:
                 end = stop.reason, stop.converged
+            except torch.linalg.LinAlgError as error:
+                end = f"a factorisation failed, shorter steps might converge: {error}", False
         if self.verbose:
             print(end[0])
         return self._result(end)
 
-    def _look(self, here: Standing, limits: _Limits) -> tuple[str, bool] | None:
+    def _look(self, here: Standing, limits: Limits) -> tuple[str, bool] | None:
         """Write the history, and see whether there is a reason to stop."""
-        note = {k: v for k, v in here.note.items() if isinstance(v, int | float | str)} | {"lower": here.lower_norm}
+        note = shown(here.note) | {"lower": here.lower_norm}
         total = self.levels.above.total + self.levels.below.total
         record = Record(len(self.history), here.value, here.norm, self._seconds(), total, note)
         self.history.append(record)
@@ -140,6 +134,12 @@ class _Run:
         norm = max(here.norm, here.lower_norm)
         if norm <= self.flattest:
             self.best, self.flattest = here, norm
+        if self.best is None:
+            raise ValueError(
+                f"upper, lower: at x0, y0 the hypergradient's norm is {here.norm}, the lower gradient's "
+                f"{here.lower_norm}; expected finite numbers. Start where the lower function has a Hessian that can be "
+                "inverted, and both functions have derivatives."
+            )
         if not (math.isfinite(here.value) and math.isfinite(here.norm)):
             return "value or hypergradient is not finite: shorter steps might converge", False
         if self.callback is not None and self.callback(record, here.x, here.y):
@@ -159,7 +159,7 @@ class _Run:
 
     def _result(self, end: tuple[str, bool]) -> BilevelResult:
         best, levels = self.best, self.levels
-        assert best is not None  # values and gradients at the start are finite, or the start is refused
+        assert best is not None  # the start, which is refused where a gradient is not finite
         above, below = (type(e)(**vars(e)) for e in (levels.above, levels.below))
         estimator = self.method.hypergradient
         pair = levels.at(best.x, best.y)

@@ -58,7 +58,7 @@ class Levels:
         """f, infinite where it is NaN."""
         self.above.values += 1
         with torch.no_grad():
-            return float(self.upper(x, y).nan_to_num(nan=torch.inf))
+            return float(self.upper(x, y).nan_to_num(torch.inf, torch.inf, -torch.inf))
 
 
 class Pair:

@@ -18,7 +18,8 @@ from steepest.solvers.bilevel.cg import CG
 from steepest.solvers.bilevel.hypergradient import Estimate, Hypergradient
 from steepest.solvers.bilevel.levels import Levels, Pair
 from steepest.solvers.bilevel.unrolled import Unrolled
-from steepest.solvers.minimize import minimize, named
+from steepest.solvers.loop import named
+from steepest.solvers.minimize import minimize
 from steepest.solvers.problem import Iterate, Problem
 from steepest.solvers.steepest_descent import SteepestDescent
 
@@ -55,8 +56,7 @@ class RHGD(BilevelMethod):
     def __post_init__(self) -> None:
         object.__setattr__(self, "hypergradient", Hypergradient.from_spec(self.hypergradient))
         for name in ("outer", "lower"):
-            spec = getattr(self, name)
-            object.__setattr__(self, name, named(Method.from_spec(spec) if isinstance(spec, dict) else spec))
+            object.__setattr__(self, name, named(Method, getattr(self, name), name))
         if self._outer.order != 1:
             raise ValueError(f"outer: {type(self.outer).__name__} is of order {self._outer.order}, expected one of 1")
         check_range("lower_iterations", self.lower_iterations, 1)

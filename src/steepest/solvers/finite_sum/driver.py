@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.checks import check_range
 from steepest.manifolds.base import Manifold
 from steepest.manifolds.tensors import as_tuple
 from steepest.solvers.base import State, Stop
@@ -19,7 +17,7 @@ from steepest.solvers.checkpoint import Checkpoint
 from steepest.solvers.finite_sum.base import SumMethod
 from steepest.solvers.finite_sum.terms import FiniteSum, Term
 from steepest.solvers.line_search import rounding
-from steepest.solvers.minimize import _place
+from steepest.solvers.loop import Limits, check_limits, mended, named, place
 from steepest.solvers.problem import Evaluations, Iterate
 from steepest.solvers.result import HEADER, Record, Result
 
@@ -95,38 +93,17 @@ def minimize_sum(
     (True, True)
     """
     started = time.perf_counter()
-    method = SumMethod.from_spec(method)
-    manifold, x0 = _place(manifold, x0)
-    for name, value in (("epochs", epochs), ("tolerance", tolerance), ("verbose", verbose)):
-        check_range(name, value)
-    check_range("max_seconds", max_seconds or 0)
-    check_range("checkpoint_every", checkpoint_every)
+    method = named(SumMethod, method)
+    manifold, x0 = place(manifold, x0)
+    check_limits(tolerance, epochs, None, max_seconds, checkpoint_every, verbose, "epochs")
     terms = FiniteSum(term, n, manifold, batch_size, chunk_size, replacement, seed, as_tuple(x0)[0].device)
     keeper = Checkpoint(checkpoint, checkpoint_every, terms, method)
     at, state, history, before = _resumed(terms, keeper) or _first(terms, method, x0)
-    limits = _Limits(0.0 if method.saddles else tolerance, epochs, max_seconds, method.saddles)
+    limits = Limits(None if method.saddles else tolerance, epochs, seconds=max_seconds, unit="epochs")
     run = _Run(terms, method, history, started - before, verbose, callback)
     run.best = _packed(terms, state.pop("best", None))
     with _bar(epochs, state["iteration"], progress and not verbose) as bar:
         return run.loop(at, state, limits, keeper, bar)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Limits:
-    tolerance: float
-    epochs: int
-    seconds: float | None
-    saddles: bool
-
-    def reason(self, record: Record) -> tuple[str, bool] | None:
-        """Why to stop here, and whether that is success."""
-        if not self.saddles and record.gradient_norm <= self.tolerance:
-            return f"gradient norm is at most the tolerance, {self.tolerance:g}", True
-        if record.iteration >= self.epochs:
-            return f"epochs = {self.epochs} reached", False
-        if self.seconds is not None and record.seconds >= self.seconds:
-            return f"max_seconds = {self.seconds:g} reached", False
-        return None
 
 
 class _Run:
@@ -143,7 +120,7 @@ class _Run:
         self.started, self.verbose, self.callback = started, verbose, callback
         self.best: Iterate | None = None
 
-    def loop(self, at: Iterate, state: State, limits: _Limits, keeper: Checkpoint, bar: Any) -> Result:
+    def loop(self, at: Iterate, state: State, limits: Limits, keeper: Checkpoint, bar: Any) -> Result:
         """Epochs until there is a reason to stop."""
         if self.verbose:
             print(HEADER)
@@ -161,7 +138,7 @@ class _Run:
             keeper.save(at, kept, self.history, self._seconds(), end is not None)
         if self.verbose:
             print(end[0])
-        best, counted = self.best or at, Evaluations(gradients=self.terms.terms)
+        best, counted = self._answer(at, end[1], limits), Evaluations(gradients=self.terms.terms)
         iterations, seconds = state["iteration"], self._seconds()
         return Result(
             best.x, best.value, best.norm, iterations, counted, seconds, *end, history=self.history, method=self.method
@@ -182,19 +159,16 @@ class _Run:
         rate = state["rate"] / 2 if failed else state["rate"]
         kept = {**state, "note": {"rate": rate}} if failed else {**state, **changed}
         number = state["iteration"] + 1
-        to = at if failed else self._mended(to)
+        to = at if failed else mended(to)
         return to, {**kept, "rate": rate, "halved": halved, "iteration": number, "terms": self.terms.terms}
 
-    def _mended(self, at: Iterate) -> Iterate:
-        """The point without what rounding has added to its distance from the manifold, where that shows."""
-        manifold = self.terms.manifold
-        eps = 1e-15 if at.gradient.dtype.itemsize == 8 else 1e-7
-        if float(manifold.residual(at.x).max()) <= 1000 * eps:
-            return at
-        mended = self.terms.at(manifold.project(at.x))
-        return mended if mended.value <= at.value + 1e-8 * abs(at.value) else at
+    def _answer(self, at: Iterate, success: bool, limits: Limits) -> Iterate:
+        """The best point; where that one's gradient is longer than was asked for and the last one's is not, the last:
+        values need not fall from each epoch to the next."""
+        best, tolerance = self.best or at, limits.tolerance or 0.0
+        return at if success and at.norm <= tolerance < best.norm else best
 
-    def _look(self, at: Iterate, state: State, limits: _Limits) -> tuple[str, bool] | None:
+    def _look(self, at: Iterate, state: State, limits: Limits) -> tuple[str, bool] | None:
         """Write the history, and see whether there is a reason to stop."""
         note = {**state.get("note", {}), "passes": state["terms"] / self.terms.n}
         record = Record(state["iteration"], at.value, at.norm, self._seconds(), state["terms"], note)

@@ -24,7 +24,8 @@ class PerturbedSRG(SumMethod):
     `radius` in the tangent space. Recursive gradients of f(retract(z)) then lead through that one tangent space, where
     vectors need not be carried, until z is `distance` long, or for `escape_steps` steps; every `steps` of them the
     gradient is taken of all terms anew. An epoch that has lowered f by no more than `drop` is taken back: the point is
-    one of second order, and the run ends with success.
+    one of second order, and the run ends with success. One that ends above the perturbed point tells of steps that are
+    too long; it is taken back as well, and the rate is halved.
 
     Its end is the method's own: the driver's `tolerance` does not stop it. What it finds has a gradient of at most
     `threshold`, and no direction of strongly negative curvature that `escape_steps` steps would have shown.
@@ -76,15 +77,18 @@ class PerturbedSRG(SumMethod):
         if at.norm > self.threshold:
             to, changed = SRG(self.rate, self.steps).epoch(at, terms, state)
             return to, {**changed, "note": {**changed["note"], "escape": 0}}
-        to = at.move(self._escape(at, terms, state))
+        start = self._ball(at, terms, state["iteration"])
+        to = at.move(self._escape(at, terms, state, start))
+        if to.value > at.value and not to.value <= at.move(start).value:
+            return to, {}  # steps too long to descend tell nothing: the driver takes it back, and halves the rate
         if at.value - to.value <= self.drop * (1 + abs(at.value)):
             raise Stop(f"gradient norm is at most {self.threshold:g}, and a perturbation leads nowhere lower", True)
         return to, {"note": {"rate": state["rate"], "escape": 1}}
 
-    def _escape(self, at: Iterate, terms: FiniteSum, state: State) -> Tensor:
+    def _escape(self, at: Iterate, terms: FiniteSum, state: State, z: Tensor) -> Tensor:
         """The tangent vector that leads away, `(d,)`."""
         renewal = self.steps or terms.batches_per_pass
-        z, v, last = self._ball(at, terms, state["iteration"]), at.gradient, at.gradient
+        v = last = at.gradient
         for k, index in enumerate(terms.batches(self.escape_steps or 10 * renewal, state["iteration"], 2)):
             if k % renewal == 0:
                 v = terms.pulled(at, z, terms.everything)

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from steepest.checks import check_range
-from steepest.linalg.precision import widen
 from steepest.manifolds.base import Manifold
-from steepest.manifolds.tensors import as_tuple, each
+from steepest.manifolds.tensors import as_tuple
 from steepest.solvers.base import State, Stop
 from steepest.solvers.checkpoint import Checkpoint
-from steepest.solvers.minimize import MEND, PATIENCE, _check_limits, _Limits, _plain
+from steepest.solvers.loop import MEND, PATIENCE, Limits, check_limits, mended, named, place, shown
 from steepest.solvers.minmax.base import MinMaxMethod
 from steepest.solvers.minmax.result import MinMaxResult
 from steepest.solvers.minmax.saddle import Saddle
@@ -84,15 +83,11 @@ def minmax(
     (True, 1.0)
     """
     started = time.perf_counter()
-    if not isinstance(method, MinMaxMethod | str):
-        raise TypeError(
-            f"method: got {type(method).__name__}, expected a method of steepest.solvers.minmax, or its name"
-        )
-    method = MinMaxMethod.from_spec(method)
-    _check_limits(tolerance, max_iterations, max_evaluations, max_seconds, checkpoint_every, verbose)
+    method = named(MinMaxMethod, method)
+    check_limits(tolerance, max_iterations, max_evaluations, max_seconds, checkpoint_every, verbose)
     check_range("terms", 1 if terms is None else terms, 1)
-    manifold_x, x0 = _place("x0", manifold_x, x0)
-    manifold_y, y0 = _place("y0", manifold_y, y0)
+    manifold_x, x0 = place(manifold_x, x0)
+    manifold_y, y0 = place(manifold_y, y0, "y0")
     _check_pair(manifold_x, x0, manifold_y, y0)
     saddle = Saddle(fun, manifold_x, manifold_y, terms, seed)
     problem = saddle.hamiltonian if method.energy else saddle.problem
@@ -104,15 +99,8 @@ def minmax(
     if method.energy:
         saddle.problem.evaluations.values = len(history)  # one for each record, which the file does not count
     run = _Run(saddle, method, history, started - before, verbose, callback)
-    return run.loop(at, state, _Limits(tolerance, max_iterations, max_evaluations, max_seconds), keeper)
-
-
-def _place(name: str, manifold: Manifold | None, x0: Any) -> tuple[Manifold, Any]:
-    x0 = tuple(x0) if isinstance(x0, list) else x0
-    manifold = _plain(x0) if manifold is None else manifold
-    x0 = each(lambda t: widen(t.detach()), x0)
-    manifold.check_point(x0, name)
-    return manifold, x0
+    run.remember(state.pop("run", None))
+    return run.loop(at, state, Limits(tolerance, max_iterations, max_evaluations, max_seconds), keeper)
 
 
 def _check_pair(manifold_x: Manifold, x0: Any, manifold_y: Manifold, y0: Any) -> None:
@@ -154,9 +142,9 @@ class _Run:
         self.saddle, self.method, self.history = saddle, method, history
         self.started, self.verbose, self.callback = started, verbose, callback
         self.best: tuple[float, Any] = (math.inf, None)
-        self.flattest, self.idle = math.inf, 0
+        self.idle = 0
 
-    def loop(self, at: Iterate, state: State, limits: _Limits, keeper: Checkpoint) -> MinMaxResult:
+    def loop(self, at: Iterate, state: State, limits: Limits, keeper: Checkpoint) -> MinMaxResult:
         """Steps until there is a reason to stop."""
         if self.verbose:
             print(HEADER)
@@ -172,7 +160,8 @@ class _Run:
             except torch.linalg.LinAlgError as error:
                 end = f"a factorisation failed, shorter steps might converge: {error}", False
                 break
-            keeper.save(at, state, self.history, self._seconds(), end is not None)
+            keeper.save(at, {**state, "run": self._memory()}, self.history, self._seconds(), False)
+        keeper.save(at, {**state, "run": self._memory()}, self.history, self._seconds(), True)
         if self.verbose:
             print(end[0])
         return self._result(at.x if self.best[1] is None else self.best[1], state["iteration"], end)
@@ -180,7 +169,7 @@ class _Run:
     def _step(self, at: Iterate, state: State) -> tuple[Iterate, State]:
         after, changed = self.method.step(self.saddle, at, state)
         state = {**changed, "iteration": state["iteration"] + 1}
-        return self._mended(after) if state["iteration"] % MEND == 0 else after, state
+        return mended(after, worse=None) if state["iteration"] % MEND == 0 else after, state
 
     def _result(self, z: Any, iterations: int, end: tuple[str, bool]) -> MinMaxResult:
         saddle, evaluations = self.saddle, self.saddle.evaluations
@@ -202,45 +191,51 @@ class _Run:
             self.method,
         )
 
-    def _look(self, at: Iterate, state: State, limits: _Limits) -> tuple[str, bool] | None:
+    def _look(self, at: Iterate, state: State, limits: Limits) -> tuple[str, bool] | None:
         """Write the history, and see whether there is a reason to stop."""
         if self.method.energy:
             value, norm = self.saddle.problem.value(at.x), math.sqrt(2 * at.value)
         else:
             value, norm = at.value, at.norm
-        note = {k: v for k, v in state.get("note", {}).items() if isinstance(v, int | float | str)}
-        record = Record(state["iteration"], value, norm, self._seconds(), self.saddle.evaluations.total, note)
-        if not self.history or self.history[-1].iteration < record.iteration:
+        count, note = self.saddle.evaluations.total, shown(state.get("note", {}))
+        record = Record(state["iteration"], value, norm, self._seconds(), count, note)
+        fresh = not self.history or self.history[-1].iteration < record.iteration
+        if fresh:
             self.history.append(record)
         if self.verbose and record.iteration % self.verbose == 0:
             print(record.row())
         if not (math.isfinite(value) and math.isfinite(norm)):
             return "value or gradient is not finite any more: shorter steps might converge", False
-        if norm <= self.best[0]:
-            self.best = norm, at.x
+        if fresh or self.best[1] is None:  # a run that goes on looks at its first point again
+            self._judge(norm, at.x)
         if self.callback is not None and self.callback(record, *self.saddle.pair(at.x)):
             return "the callback ended it", False
-        return limits.reason(record) or self._idle(norm)
+        return limits.reason(record) or self._idle()
 
-    def _idle(self, norm: float) -> tuple[str, bool] | None:
+    def _judge(self, norm: float, x: Any) -> None:
+        """Whether it is the best pair so far, and for how long none has been better by more than rounding."""
+        self.idle = 0 if norm < self.best[0] * (1 - 1e-9) else self.idle + 1
+        if norm <= self.best[0]:
+            self.best = norm, x
+
+    def _idle(self) -> tuple[str, bool] | None:
         """Whether a method that descends on the norm has ceased to."""
-        if not self.method.energy:
-            return None
-        self.idle = 0 if norm < self.flattest * (1 - 1e-9) else self.idle + 1
-        self.flattest = min(self.flattest, norm)
-        if self.idle < PATIENCE:
+        if not self.method.energy or self.idle < PATIENCE:
             return None
         return (
             f"the gradient did not get smaller in {PATIENCE} iterations: rounding, or a point where the Hessian times "
             "the gradient vanishes"
         ), False
 
-    def _mended(self, at: Iterate) -> Iterate:
-        """The point without what rounding has added to its distance from the manifold, where that shows."""
-        manifold, eps = self.saddle.manifold, torch.finfo(as_tuple(at.x)[0].dtype).eps
-        if float(manifold.residual(at.x).max()) <= 1000 * eps:
-            return at
-        return at.problem.at(manifold.project(at.x))
+    def _memory(self) -> State:
+        """What a run that goes on has to know of the steps before."""
+        norm, x = self.best
+        return {"norm": norm, "best": None if x is None else list(x), "idle": self.idle}
+
+    def remember(self, memory: State | None) -> None:
+        """The same, from a checkpoint."""
+        if memory and memory["best"] is not None:
+            self.best, self.idle = (memory["norm"], tuple(memory["best"])), memory["idle"]
 
     def _seconds(self) -> float:
         return time.perf_counter() - self.started

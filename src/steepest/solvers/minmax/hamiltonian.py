@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from steepest.solvers.base import Method, State
 from steepest.solvers.conjugate_gradients import ConjugateGradients
-from steepest.solvers.minimize import named
+from steepest.solvers.loop import named
 from steepest.solvers.minmax.base import MinMaxMethod
 from steepest.solvers.minmax.saddle import Saddle
 from steepest.solvers.problem import Iterate
@@ -43,8 +43,7 @@ class Hamiltonian(MinMaxMethod):
     energy: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        spec = self.inner
-        object.__setattr__(self, "inner", named(Method.from_spec(spec) if isinstance(spec, dict) else spec))
+        object.__setattr__(self, "inner", named(Method, self.inner, "inner"))
 
     @property
     def _method(self) -> Method:

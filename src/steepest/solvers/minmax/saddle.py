@@ -96,10 +96,12 @@ class Saddle:
 
     def _energy(self, z: tuple[Tensor, ...]) -> Tensor:
         """|pull(z, df)|^2 / 2; its derivative, by autograd through the frame, is that of the norm on the manifold."""
-        loss = self._whole(z)
-        if loss.requires_grad:
-            g = torch.autograd.grad(loss, z, create_graph=True, materialize_grads=True)
-        else:
-            g = tuple(torch.zeros_like(t) for t in z)
-        h = as_tuple(self.manifold.pull(z, like(z, g)))
-        return torch.stack([(b.conj() * b).real.sum() for b in h]).sum() / 2
+        with torch.enable_grad():  # a value of H takes a gradient of f, whether or not one of H is wanted
+            z = tuple(t if t.requires_grad else t.detach().requires_grad_() for t in z)
+            loss = self._whole(z)
+            if loss.requires_grad:
+                g = torch.autograd.grad(loss, z, create_graph=True, materialize_grads=True)
+            else:
+                g = tuple(torch.zeros_like(t) for t in z)
+            h = as_tuple(self.manifold.pull(z, like(z, g)))
+            return torch.stack([(b.conj() * b).real.sum() for b in h]).sum() / 2

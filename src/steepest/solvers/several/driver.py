@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.checks import check_range
 from steepest.manifolds.base import Manifold
-from steepest.solvers.base import State
+from steepest.solvers.base import State, Stop
 from steepest.solvers.checkpoint import Checkpoint
+from steepest.solvers.coordinate_descent import armijo
 from steepest.solvers.line_search import Armijo
-from steepest.solvers.minimize import _place
+from steepest.solvers.loop import MEND, Limits, check_limits, mended, named, place
 from steepest.solvers.problem import Iterate
 from steepest.solvers.result import HEADER, Record, Result
 from steepest.solvers.several.base import Aggregator, safe_gram
@@ -118,53 +118,106 @@ def minimize_several(
     (True, True)
     """
     started = time.perf_counter()
-    aggregator = UPGrad() if aggregator is None else Aggregator.from_spec(aggregator)
-    line_search = Armijo() if line_search is None else line_search
-    manifold, x0 = _place(manifold, x0)
-    for name, value in (("tolerance", tolerance), ("max_iterations", max_iterations), ("verbose", verbose)):
-        check_range(name, value)
-    check_range("max_seconds", max_seconds or 0)
+    aggregator = UPGrad() if aggregator is None else named(Aggregator, aggregator, "aggregator")
+    rule = Armijo() if line_search is None else armijo(line_search)
+    manifold, x0 = place(manifold, x0)
+    check_limits(tolerance, max_iterations, None, max_seconds, checkpoint_every, verbose)
     problem = Objectives(functions, manifold, seed)
     keeper = Checkpoint(checkpoint, checkpoint_every, problem, aggregator)
     at, state, history, before = keeper.load() or (problem.at(x0), State(iteration=0), [], 0.0)
     counted = dataclasses.replace(problem.evaluations)
-    place = _known(problem, at)
+    here = _known(problem, at)
     if history:
         problem.evaluations = counted
-    started -= before
-    if verbose:
-        print(HEADER)
-    while True:
-        seconds = time.perf_counter() - started
-        record = _record(problem, place, state, seconds)
-        if not history or history[-1].iteration < record.iteration:
-            history.append(record)
-        if verbose and record.iteration % verbose == 0:
-            print(record.row())
-        end = _reason(record, tolerance, max_iterations, max_seconds)
-        if callback is not None and callback(record, place.at.x):
-            end = "the callback ended it", False
-        if end is None:
-            found = _step(problem, aggregator, line_search, place, state)
-            end = ("no step lowers all objectives: rounding", False) if found is None else None
-            place, state = found or (place, state)
-        keeper.save(place.at, state, history, time.perf_counter() - started, end is not None)
-        if end is not None:
-            break
-    if verbose:
-        print(end[0])
-    result = Result(
-        place.at.x,
-        float(place.values.mean()),
-        place.norm,
-        state["iteration"],
-        problem.evaluations,
-        time.perf_counter() - started,
-        *end,
-        history=history,
-        method=aggregator,
+    measure = "Pareto stationary: the length of a convex combination of the gradients"
+    limits = Limits(tolerance, max_iterations, seconds=max_seconds, measure=measure)
+    return _Run(problem, aggregator, rule, history, started - before, verbose, callback).loop(
+        here, state, limits, keeper
     )
-    return SeveralResult(**vars(result), values=place.values.tolist(), weights=place.weights.tolist())
+
+
+class _Run:
+    def __init__(
+        self,
+        problem: Objectives,
+        aggregator: Aggregator,
+        rule: Armijo,
+        history: list[Record],
+        started: float,
+        verbose: int,
+        callback: Callable[[Record, Any], Any] | None,
+    ) -> None:
+        self.problem, self.aggregator, self.rule, self.history = problem, aggregator, rule, history
+        self.started, self.verbose, self.callback = started, verbose, callback
+
+    def loop(self, here: _Place, state: State, limits: Limits, keeper: Checkpoint) -> SeveralResult:
+        """Steps until there is a reason to stop."""
+        if self.verbose:
+            print(HEADER)
+        end = self._look(here, state, limits)
+        while end is None:
+            try:
+                here, state = self._step(here, state)
+            except Stop as stop:
+                end = stop.reason, stop.converged
+                break
+            end = self._look(here, state, limits)
+            keeper.save(here.at, state, self.history, self._seconds(), False)
+        keeper.save(here.at, state, self.history, self._seconds(), True)
+        if self.verbose:
+            print(end[0])
+        return self._result(here, state["iteration"], end)
+
+    def _result(self, here: _Place, iterations: int, end: tuple[str, bool]) -> SeveralResult:
+        return SeveralResult(
+            here.at.x,
+            float(here.values.mean()),
+            here.norm,
+            iterations,
+            self.problem.evaluations,
+            self._seconds(),
+            *end,
+            self.history,
+            self.aggregator,
+            here.values.tolist(),
+            here.weights.tolist(),
+        )
+
+    def _look(self, here: _Place, state: State, limits: Limits) -> tuple[str, bool] | None:
+        """Write the history, and see whether there is a reason to stop."""
+        note = {f"f{i}": v for i, v in enumerate(here.values.tolist())} | {"step": state.get("length", 0.0)}
+        mean, count = float(here.values.mean()), self.problem.evaluations.total
+        record = Record(state["iteration"], mean, here.norm, self._seconds(), count, note)
+        if not self.history or self.history[-1].iteration < record.iteration:
+            self.history.append(record)
+        if self.verbose and record.iteration % self.verbose == 0:
+            print(record.row())
+        if self.callback is not None and self.callback(record, here.at.x):
+            return "the callback ended it", False
+        return limits.reason(record)
+
+    def _step(self, here: _Place, state: State) -> tuple[_Place, State]:
+        """The next place, by the aggregator's direction or by the one that lowers all."""
+        number = state["iteration"] + 1
+        for w in (self.aggregator.weights(here.gram, state["iteration"]), here.weights):
+            d = here.combined(w)
+            found = _search(self.problem, self.rule, here, d, state.get("step", 1 / max(float(d.norm()), 1.0)))
+            if found is not None:
+                t, to = found
+                state = {"iteration": number, "step": _next(here, to, w, t), "length": t}
+                return self._mended(to) if number % MEND == 0 else to, state
+        raise Stop("no step lowers all objectives: rounding")
+
+    def _mended(self, here: _Place) -> _Place:
+        """The place without drift, where all objectives are finite there."""
+        at = mended(here.at, worse=None)
+        if at is here.at:
+            return here
+        values, jacobian = self.problem.jacobian(at)
+        return _Place(at, values, jacobian) if values.isfinite().all() and jacobian.isfinite().all() else here
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self.started
 
 
 def _known(problem: Objectives, at: Iterate) -> _Place:
@@ -175,19 +228,6 @@ def _known(problem: Objectives, at: Iterate) -> _Place:
             "numbers. Start where all objectives and their derivatives are defined."
         )
     return _Place(at, values, jacobian)
-
-
-def _step(
-    problem: Objectives, aggregator: Aggregator, rule: Armijo, place: _Place, state: State
-) -> tuple[_Place, State] | None:
-    """The next place, by the aggregator's direction or by the one that lowers all."""
-    for w in (aggregator.weights(place.gram, state["iteration"]), place.weights):
-        d = place.combined(w)
-        found = _search(problem, rule, place, d, state.get("step", 1 / max(float(d.norm()), 1.0)))
-        if found is not None:
-            t, to = found
-            return to, {"iteration": state["iteration"] + 1, "step": _next(place, to, w, t), "length": t}
-    return None
 
 
 def _search(problem: Objectives, rule: Armijo, place: _Place, d: Tensor, t: float) -> tuple[float, _Place] | None:
@@ -213,19 +253,3 @@ def _next(place: _Place, to: _Place, weights: Tensor, t: float) -> float:
     s, y = place.at.carry(-t * d, to.at), to.combined(weights) - place.at.carry(d, to.at)
     ss, sy = float(s @ s), float(s @ y)
     return min(max(ss / sy, 1e-10), 1e10) if sy > 0 and math.isfinite(sy) else 10 * t
-
-
-def _record(problem: Objectives, place: _Place, state: State, seconds: float) -> Record:
-    note = {f"f{i}": v for i, v in enumerate(place.values.tolist())} | {"step": state.get("length", 0.0)}
-    mean = float(place.values.mean())
-    return Record(state["iteration"], mean, place.norm, seconds, problem.evaluations.total, note)
-
-
-def _reason(record: Record, tolerance: float, iterations: int, seconds: float | None) -> tuple[str, bool] | None:
-    if record.gradient_norm <= tolerance:
-        return f"Pareto stationary: a convex combination of the gradients is as short as {tolerance:g}", True
-    if record.iteration >= iterations:
-        return f"max_iterations = {iterations} reached", False
-    if seconds is not None and record.seconds >= seconds:
-        return f"max_seconds = {seconds:g} reached", False
-    return None
