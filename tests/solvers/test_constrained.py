@@ -232,6 +232,15 @@ def test_single_and_half_precision():
         assert result.x.dtype == torch.float32
 
 
+def test_second_derivatives_that_are_not_finite_end_a_run():
+    """|x|^(3/2) has a gradient at zero, and no second derivative."""
+    x0 = torch.tensor([0.0, 2.0], dtype=DOUBLE)
+    power = lambda x: (x.abs() ** 1.5).sum()  # noqa: E731
+    result = minimize_constrained(power, x0, None, lambda x: x.sum() - 1, method="sketched_newton")
+    assert not result.success
+    assert "not finite" in result.reason
+
+
 def test_methods_are_values():
     for method in BOTH:
         assert ConstrainedMethod.from_spec(method.to_spec()) == method

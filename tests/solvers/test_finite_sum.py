@@ -9,7 +9,7 @@ import torch
 
 from steepest import SPD, Euclidean, FixedRank, Grassmann, Product, Sphere, Stiefel
 from steepest.manifolds.tensors import as_tuple, each
-from steepest.solvers import SRG, SVRG, FiniteSum, PerturbedSRG, Stochastic, SumMethod, minimize_sum
+from steepest.solvers import LBFGS, SRG, SVRG, FiniteSum, PerturbedSRG, Stochastic, SumMethod, minimize_sum
 from steepest.solvers.finite_sum.svrg import corrected
 
 N = 60
@@ -258,11 +258,22 @@ def _start(target):
 def test_an_escape_is_cut_at_its_distance():
     at, problem, state = _start(Rayleigh())
     method = PerturbedSRG(0.05, distance=0.05)
-    z = method._escape(at, problem, state)
+    z = method._escape(at, problem, state, method._ball(at, problem, 0))
     assert math.isclose(float(z.norm()), 0.05, rel_tol=1e-12)
     ball = torch.stack([method._ball(at, problem, k).norm() for k in range(200)]) / method.radius
     assert ball.max() <= 1
     assert abs(ball.pow(at.size).mean() - 0.5) < 0.1  # the size's power is uniform: standard error 0.02
+
+
+def test_steps_too_long_to_descend_are_no_proof_of_a_minimum():
+    """Along one of its directions the saddle's curvature is 20, so that steps of 1/2 go up; along another it is -1."""
+    values = torch.tensor([10.0, 0.0, -0.5], dtype=torch.float64)
+    saddle = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
+    term = lambda x, index: (values * x * x).sum().expand(index.shape)  # noqa: E731
+    result = minimize_sum(term, 4, saddle, Sphere(), PerturbedSRG(0.5, steps=50), tolerance=1e-9)
+    assert result.success
+    assert abs(result.value + 0.5) < 1e-8  # the square of a gradient of 1e-4
+    assert result.history[-1].note["rate"] < 0.1
 
 
 def test_a_minimum_is_not_left():
@@ -371,6 +382,8 @@ def test_refusals(tmp_path):
         run(target, "SVRG", batch_size=61)
     with pytest.raises(TypeError, match=r"term: got \(\) torch.float64, expected the real values of 60 terms"):
         minimize_sum(lambda x, i: target(x, i).sum(), N, target.x0, Stiefel())
+    with pytest.raises(TypeError, match=r"method: got LBFGS\(.*SVRG"):
+        run(target, LBFGS())
     with pytest.raises(ValueError, match="expected one of PerturbedSRG, SRG, SVRG, Stochastic"):
         run(target, "Adam")
     with pytest.raises(ValueError, match=r"term: the mean of its values at x0 is inf"):

@@ -161,6 +161,16 @@ def test_the_gap_bounds_the_error_and_falls_like_one_over_k():
     assert min(gaps[:300]) < 0.1 * min(gaps[:30])
 
 
+def test_the_best_point_of_an_open_loop_is_not_lost():
+    """Steps of 2 / (k + 2) go up now and then."""
+    method = FrankWolfe(GeodesicBall(1.0))
+    goal = torch.tensor([[0.3, 0.1, 0.0]], dtype=DOUBLE)
+    result = minimize(lambda x: (x - goal).square().sum(), 0 * goal, method=method, max_iterations=6)
+    values = [r.value for r in result.history]
+    assert values[-1] > min(values)
+    assert result.value == min(values)
+
+
 def test_a_minimum_on_the_boundary_is_success():
     points = spd(2, 4, seed=1)
     low, _ = interval(points)

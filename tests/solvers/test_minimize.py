@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from steepest import SPD, Correlation, Euclidean, FixedRank, Grassmann, Product, Sphere, Stiefel, Unitary, minimize
-from steepest.solvers import LBFGS, ConjugateGradients, NelderMead, SteepestDescent, Stop
+from steepest.solvers import LBFGS, ConjugateGradients, FixedStep, NelderMead, SteepestDescent, Stop
 from steepest.solvers.base import Method
 
 POINT = torch.tensor([0.6, 0.8, 0.0], dtype=torch.float64)
@@ -326,6 +326,31 @@ def test_a_run_goes_on(tmp_path):
     assert second.history[:5] == first.history
     assert second.seconds >= first.seconds
     assert second.evaluations.gradients >= whole.evaluations.gradients
+
+
+def test_a_run_that_goes_on_remembers_its_best_point_and_its_patience(tmp_path):
+    """Steps of three halves of what converges lead away from the start; small ones upward end after forty."""
+    away = SteepestDescent(FixedStep(1.0), barzilai_borwein=False)
+    options = {"method": away, "tolerance": 0.0}
+    minimize(quadratic, POINT, Euclidean(1), max_iterations=20, checkpoint=tmp_path / "run.pt", **options)
+    goes_on, whole = (
+        minimize(quadratic, POINT, Euclidean(1), max_iterations=100, checkpoint=path, **options)
+        for path in (tmp_path / "run.pt", None)
+    )
+    assert (goes_on.iterations, goes_on.reason) == (whole.iterations, whole.reason)
+    assert torch.equal(goes_on.x, whole.x)
+    assert goes_on.value == whole.value == min(r.value for r in whole.history)
+    assert goes_on.gradient_norm == whole.gradient_norm
+
+
+def test_a_run_that_a_method_ends_is_kept(tmp_path):
+    """Whatever time has passed."""
+    path = tmp_path / "run.pt"
+    first = minimize(quartic, POINT, Euclidean(1), "NelderMead", checkpoint=path, checkpoint_every=1e9)
+    again = minimize(quartic, POINT, Euclidean(1), "NelderMead", checkpoint=path)
+    assert first.success
+    assert (again.iterations, again.reason) == (first.iterations, first.reason)
+    assert torch.equal(again.x, first.x)
 
 
 @pytest.mark.parametrize(

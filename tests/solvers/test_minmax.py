@@ -318,8 +318,10 @@ def test_faults():
         minmax(lambda x, y: x * y, x, x)
     with pytest.raises(ValueError, match="expected finite numbers"):
         minmax(lambda x, y: (x @ y).log() * torch.nan, x, x)
-    with pytest.raises(ValueError, match="method: unknown 'Newton', expected one of .*Hamiltonian"):
+    with pytest.raises(ValueError, match=r"method: unknown 'Newton', expected one of .*Hamiltonian"):
         minmax(f, x, x, method="Newton")
+    with pytest.raises(TypeError, match=r"y0: got ndarray.*torch\.as_tensor\(y0"):
+        minmax(f, x, x.numpy())
     with pytest.raises(TypeError, match="method: got SteepestDescent"):
         minmax(f, x, x, method=SteepestDescent())
     with pytest.raises(ValueError, match="needs a sum"):
@@ -339,6 +341,22 @@ def test_another_run_is_refused(tmp_path):
     minmax(lambda x, y: x @ A @ y, *START, **options)
     with pytest.raises(ValueError, match="its method is"):
         minmax(lambda x, y: x @ A @ y, *START, method=Hamiltonian(ConjugateGradients("liu-storey")), **options)
+
+
+def test_a_run_that_goes_on_remembers_its_best_pair(tmp_path):
+    """Descent and ascent spiral outwards from the start, which is the best pair."""
+    options = {"method": DescentAscent(), "tolerance": 0}
+    minmax(lambda x, y: x @ y, *START, checkpoint=tmp_path / "run.pt", max_iterations=3, **options)
+    again = minmax(lambda x, y: x @ y, *START, checkpoint=tmp_path / "run.pt", max_iterations=6, **options)
+    assert again.iterations == 6
+    assert torch.equal(again.x, START[0])
+    assert torch.equal(again.y, START[1])
+
+
+def test_values_of_the_hamiltonian_without_derivatives():
+    saddle = Saddle(lambda x, y: x @ A @ y, Euclidean(1), Euclidean(1))
+    at = saddle.hamiltonian.at(START)
+    assert saddle.hamiltonian.value(START) == at.value > 0
 
 
 def test_constants_and_absent_variables():

@@ -176,6 +176,16 @@ def test_gauss_newton_is_the_dense_product(manifold, shape):
     assert not at.covector[0].requires_grad
 
 
+@pytest.mark.parametrize("dtype", [F64, torch.complex128])
+def test_residuals_that_are_zero_have_second_derivatives(dtype):
+    """Of |x|^2 / 2 the Hessian is the identity, at zero entries too."""
+    problem = Problem(LeastSquares(lambda x: x), Euclidean(1))
+    problem.curvature = True
+    at = problem.at(torch.tensor([0.0, 2.0, 0.0], dtype=dtype))
+    z = at.random(gen())
+    torch.testing.assert_close(at.product(z), z)
+
+
 def test_gauss_newton_needs_a_residual():
     with pytest.raises(TypeError, match=r"fun=LeastSquares\(residual\)"):
         minimize(lambda x: x.square().sum(), torch.ones(2), method=TrustRegion(GaussNewton()))

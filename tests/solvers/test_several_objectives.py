@@ -22,6 +22,7 @@ from steepest.solvers import (
     PCGrad,
     Sum,
     UPGrad,
+    Wolfe,
     minimize_several,
 )
 from steepest.solvers.several.cone import least_norm, nonnegative
@@ -298,5 +299,7 @@ def test_limits_precision_and_refusals(capsys):
         minimize_several(lambda x: x.sum(), torch.zeros(2).double())
     with pytest.raises(ValueError, match="expected finite numbers"):
         minimize_several([lambda x: x.log().sum(), lambda x: x.sum()], torch.zeros(2))
+    with pytest.raises(TypeError, match=r"line_search: got Wolfe, expected Armijo"):
+        minimize_several(target, target.x0, Sphere(), line_search=Wolfe())
     with pytest.raises(ValueError, match="UPGrad"):
         minimize_several(target, target.x0, Sphere(), "CAGrad")

@@ -145,7 +145,6 @@ class _Run:
         if self.verbose and record.iteration % self.verbose == 0:
             print(record.row())
         if record.value == -math.inf:
-            self.best = at
             return "the function is unbounded below", False
         if self.method.order and not math.isfinite(norm):
             return "the gradient is not finite at a point where the function is", False
