@@ -18,7 +18,7 @@ from steepest import Manifold, Orthogonal
 
 @dataclasses.dataclass(frozen=True)
 class JointDiagonalization(Example):
-    """Minimise the sum of squares of the off-diagonal entries of X^T C_k X over orthogonal X, over k and entries.
+    """Minimise half the mean over k of the sum of squares of the off-diagonal entries of X^T C_k X, over orthogonal X.
 
     C_k = Q D_k Q^T plus noise, with a planted Q. Without noise the minimum is zero, at Q's columns in any order.
     Independent components are separated so, from cumulants or from lagged covariances. Oracle: Jacobi's method in
@@ -57,7 +57,7 @@ class JointDiagonalization(Example):
         return self.manifold.random_point((self.n, self.n), dtype=torch.float64, generator=generator)
 
     def fun(self, x: Tensor) -> Tensor:
-        """Half the sum of squares off the diagonals."""
+        """Half the sum of squares off the diagonals, divided by how many matrices there are."""
         y = x.mT @ self.matrices @ x
         off = y - y.diagonal(dim1=-2, dim2=-1).diag_embed()
         return off.square().sum() / (2 * self.k)
@@ -102,7 +102,7 @@ class JointDiagonalization(Example):
 
     @classmethod
     def medium(cls) -> list[Example]:
-        """Ten of 30 x 30."""
+        """20 of 30 x 30."""
         return [cls(30, 20)]
 
 

@@ -100,7 +100,7 @@ class RobustSubspace(Example):
 
     @classmethod
     def tiny(cls) -> list[Example]:
-        """In five and in eight dimensions."""
+        """In four and in eight dimensions."""
         return [cls(4, 1, 30, 10), cls(8, 2, 60, 20)]
 
     @classmethod

@@ -76,12 +76,12 @@ class TruncatedSVD(Example):
 
     @classmethod
     def tiny(cls) -> list[Example]:
-        """Of 4 x 3 two, of 6 x 5 two."""
+        """Of 4 x 3 one, of 6 x 5 two."""
         return [cls(4, 3, 1), cls(6, 5, 2)]
 
     @classmethod
     def medium(cls) -> list[Example]:
-        """Of 500 x 300 ten."""
+        """Of 500 x 300 eight."""
         return [cls(500, 300, 8)]
 
 

@@ -127,7 +127,7 @@ def test_a_flat_function_ends_truthfully():
     result = minimize(lambda x: torch.ones(()), torch.zeros(2, 2), method="NelderMead")
     assert not result.success
     assert "same, up to rounding" in result.reason
-    assert result.evaluations.values == 5
+    assert result.evaluations.values == 11, "the corners; a reflection, a contraction, and the others shrunk"
 
 
 def test_too_many_coordinates():
@@ -136,6 +136,14 @@ def test_too_many_coordinates():
 
 
 # The swarm. -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["NelderMead", "ParticleSwarm"])
+def test_a_single_number(method):
+    """From zero the simplex comes to lie evenly around the minimum, with one value at both ends."""
+    result = minimize(lambda x: (x - 2) ** 2, torch.zeros((), dtype=torch.float64), method=method)
+    assert result.success
+    assert abs(result.x - 2) < 1e-6  # some times the tolerance of both, ten roots of the precision
 
 
 def test_all_particles_in_one_call_or_one_after_the_other():

@@ -161,6 +161,20 @@ def test_the_gap_bounds_the_error_and_falls_like_one_over_k():
     assert min(gaps[:300]) < 0.1 * min(gaps[:30])
 
 
+def test_a_large_curved_ball_has_a_way_down_from_its_inside():
+    """Where the iteration finds none: a step of zero would be taken for the optimum."""
+    random = generator()
+    for _ in range(8):
+        centre = SPD().random_point((2, 2), dtype=DOUBLE, generator=random)
+        v = SPD().random_tangent(centre, generator=random)
+        x = SPD().exp(centre, 5.8 / SPD().norm(centre, v) * v)
+        region, at = GeodesicBall(6.0, centre), Problem(lambda x: x.sum(), SPD()).at(x)
+        g = at.random(random)
+        z = region.towards(at, g, [])
+        assert z @ g <= -0.19 * g.norm()  # the ball of radius 0.2 around x lies inside
+        assert region.excess(SPD(), SPD().exp(x, at.push(z)), []) < 1e-6
+
+
 def test_the_best_point_of_an_open_loop_is_not_lost():
     """Steps of 2 / (k + 2) go up now and then."""
     method = FrankWolfe(GeodesicBall(1.0))

@@ -11,7 +11,18 @@ import pytest
 import torch
 
 from steepest import SPD, Correlation, Euclidean, FixedRank, Grassmann, Product, Sphere, Stiefel, Unitary, minimize
-from steepest.solvers import LBFGS, ConjugateGradients, FixedStep, NelderMead, SteepestDescent, Stop
+from steepest.solvers import (
+    LBFGS,
+    ConjugateGradients,
+    CoordinateDescent,
+    FixedStep,
+    NelderMead,
+    NystromNewton,
+    ParticleSwarm,
+    RandomSubmanifold,
+    SteepestDescent,
+    Stop,
+)
 from steepest.solvers.base import Method
 
 POINT = torch.tensor([0.6, 0.8, 0.0], dtype=torch.float64)
@@ -93,6 +104,29 @@ def test_names_in_any_spelling(name):
 
 
 # What it is given. ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        CoordinateDescent(selection="random"),
+        RandomSubmanifold(2),
+        RandomSubmanifold(2, "orthogonal"),
+        ParticleSwarm(),
+        NystromNewton(),
+    ],
+    ids=str,
+)
+def test_another_default_device(method):
+    """Nothing is made where torch puts tensors by default, and random numbers come from generators of their device."""
+    x0, before = torch.eye(3, 2, dtype=torch.float64), torch.get_default_device()
+    scales = SCALES.diag()
+    torch.set_default_device("meta")
+    try:
+        result = minimize(lambda x: (x * (scales @ x)).sum() + x.sum(), x0, Stiefel(), method, max_iterations=3)
+    finally:
+        torch.set_default_device(before)
+    assert result.value < result.history[0].value
 
 
 def test_a_parameter_is_left_alone():
@@ -347,6 +381,7 @@ def test_a_run_that_a_method_ends_is_kept(tmp_path):
     """Whatever time has passed."""
     path = tmp_path / "run.pt"
     first = minimize(quartic, POINT, Euclidean(1), "NelderMead", checkpoint=path, checkpoint_every=1e9)
+    assert path.exists()
     again = minimize(quartic, POINT, Euclidean(1), "NelderMead", checkpoint=path)
     assert first.success
     assert (again.iterations, again.reason) == (first.iterations, first.reason)

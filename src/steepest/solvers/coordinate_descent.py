@@ -111,8 +111,8 @@ class CoordinateDescent(Method):
         if self.selection == "cyclic":
             return (state["round"] + attempt) % count, None
         generator = at.problem.generator(state["iteration"], attempt)
-        order = torch.randperm(rule.labels(at.x), generator=generator)
-        return int(torch.randint(count, (), generator=generator)), order
+        order = torch.randperm(rule.labels(at.x), generator=generator, device=generator.device)
+        return int(torch.randint(count, (), generator=generator, device=generator.device)), order
 
     def _search(
         self,

@@ -25,6 +25,8 @@ from steepest.spec import Spec, tensor_field
 
 BALL = ("exp", "log", "transport")
 """What a ball needs in closed form."""
+HALVINGS = 40
+"""Of an interval that holds a point of the boundary."""
 STEPS = (1.0, 0.5, 0.25, 0.125, 1 / 16, 1 / 64)
 """Shares of the way to a linear oracle's answer that are tried."""
 
@@ -137,7 +139,9 @@ class GeodesicBall(Region):
 
     Where the manifold is flat, or x the centre, the oracle's answer lies against the gradient, carried to the centre by
     transport, on the boundary: Z = exp(centre, -radius g / |g|). Elsewhere that is where the iteration u <- -D / |D|
-    starts, D the derivative of <g, log(x, exp(centre, radius u))>.
+    starts, D the derivative of <g, log(x, exp(centre, radius u))>. In a large ball of a curved manifold that may end
+    short of the lowest (a quarter of the way for a radius of 3 on SPD(), where curvature is down to -1/2), and the gap
+    is too small by as much; where it finds nothing below zero the answer is the end of the way along -g.
 
     The set is geodesically convex only where the radius is small enough: below pi/2 on the sphere, any on SPD() and in
     flat space. Leading batch dimensions make one ball in the product.
@@ -199,7 +203,17 @@ class GeodesicBall(Region):
                 break
             best, lowest = (z.detach(), number) if number < lowest else (best, lowest)
             last, u = number, -_unit(there.conform(slope))
-        return best
+        return best if lowest < 0 else self._straight(at, g, kept)
+
+    def _straight(self, at: Iterate, g: Tensor, kept: list[Tensor]) -> Tensor:
+        """The longest -t g within the ball, by bisection: zero where no such way leads into it."""
+        manifold, low, high = at.problem.manifold, 0.0, 2 * self.radius
+        p = -_unit(g)
+        for _ in range(HALVINGS):
+            t = (low + high) / 2
+            end = manifold.exp(at.x, at.push(t * p))
+            low, high = (t, high) if bool(self.excess(manifold, end, kept) <= 0) else (low, t)
+        return low * p
 
     def excess(self, manifold: Manifold, x: Any, kept: list[Tensor]) -> Tensor:
         """Distance from the centre, less the radius; of a batch as one point."""

@@ -124,14 +124,22 @@ class _Run:
                 at = mended(at)
             end = self._look(at, state, limits)
             keeper.save(at, {**state, "run": self._memory()}, self.history, self._seconds(), False)
-        keeper.save(at, {**state, "run": self._memory()}, self.history, self._seconds(), True)
+        seconds = self._seconds()
+        keeper.save(at, {**state, "run": self._memory()}, self.history, seconds, True)
         if self.verbose:
             print(end[0])
         best = self._answer(at, end[1], limits)
         norm = best.norm if self.method.order else math.nan
-        count, seconds = self.problem.evaluations, self._seconds()
         return Result(
-            best.x, best.value, norm, state["iteration"], count, seconds, *end, history=self.history, method=self.method
+            best.x,
+            best.value,
+            norm,
+            state["iteration"],
+            self.problem.evaluations,
+            seconds,
+            *end,
+            self.history,
+            self.method,
         )
 
     def _look(self, at: Iterate, state: State, limits: Limits) -> tuple[str, bool] | None:

@@ -17,6 +17,9 @@ from steepest.solvers.problem import Iterate, Problem
 
 LIMIT = 1000
 """Coordinates up to which a simplex is made."""
+FLAT = 2
+"""Steps in a row with one value at all corners after which a run is given up; once is no sign: the corners may lie
+around a minimum, at one height."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,14 +76,14 @@ class NelderMead(Method):
     def init(self, at: Iterate) -> State:
         """A corner at x0, and one along each vector of an orthonormal basis of the tangent space."""
         edges = self.size * _basis(at)
-        return _based(at, torch.cat([edges.new_zeros(1, at.size), edges]))
+        return {**_based(at, torch.cat([edges.new_zeros(1, at.size), edges])), "flat": 0}
 
     def step(self, at: Iterate, state: State) -> tuple[Iterate, State]:
         """The worst corner is moved, or all of them towards the best."""
         base = at.problem.at(_point(state, at))
         state = _sorted(state)
         d = len(state["corners"]) - 1
-        span = self._span(at, state)
+        span, flat = self._span(state)
         plain = isinstance(at.problem.manifold, Euclidean)
         if d and state["iteration"] % (self.recentre * d) == self.recentre * d - 1 and not plain:
             z = state["corners"] - state["corners"][0]
@@ -92,19 +95,21 @@ class NelderMead(Method):
         if values[best] < at.value:
             to = base.move(z[best])
             to.__dict__["value"] = values[best]  # it is known
-        return to, {**state, "corners": z, "values": values, "note": {"size": span}}
+        return to, {**state, "corners": z, "values": values, "flat": flat, "note": {"size": span}}
 
-    def _span(self, at: Iterate, state: State) -> float:
-        """Distance of the furthest corner from the best one; raises `Stop` where it or the values say so."""
+    def _span(self, state: State) -> tuple[float, int]:
+        """Distance of the furthest corner from the best one, and for how many steps all have had one value; raises
+        `Stop` where either says so."""
         z, values = state["corners"], state["values"]
         span = float(torch.linalg.vector_norm(z - z[0], dim=-1).max())
         eps = torch.finfo(z.dtype).eps
         tolerance = 10 * eps**0.5 if self.tolerance is None else self.tolerance
         if span <= tolerance:
             raise Stop(f"the simplex has shrunk to {span:.2g}, the tolerance is {tolerance:.2g}", converged=True)
-        if values[-1] - values[0] <= 4 * eps * abs(values[0]):
+        flat = state["flat"] + 1 if values[-1] - values[0] <= 4 * eps * abs(values[0]) else 0
+        if flat >= FLAT:
             raise Stop(f"the values at all corners of a simplex of size {span:.2g} are the same, up to rounding")
-        return span
+        return span, flat
 
     def _moved(self, base: Iterate, z: Tensor, values: list[float]) -> tuple[Tensor, list[float]]:
         """The simplex, whose corners come sorted, after one step (Lagarias et al. 1998, section 2)."""

@@ -118,7 +118,7 @@ class ParticleSwarm(Method):
         own, common = self._towards(at, x, goals).chunk(2)
         span = self._span(common)
         generator = at.problem.generator(1, state["iteration"])
-        r = torch.rand(2, *own.shape, dtype=torch.float64, generator=generator).to(own)
+        r = torch.rand(2, *own.shape, dtype=torch.float64, generator=generator, device=generator.device).to(own)
         f = at.problem.manifold.frame(x)
         v = self.inertia * state["v"] + self.cognitive * r[0] * own + self.social * r[1] * common
         v = _conform(at, f, at.unravel(v))
@@ -167,7 +167,7 @@ def _flown(at: Iterate, x: Any, f: Any, v: Tensor) -> tuple[Any, Tensor]:
     """The particles after a step v, and v carried there; one whose end is not finite stays, and has no velocity."""
     manifold = at.problem.manifold
     ends = manifold._move(f, at.unravel(v))
-    fine = torch.stack([t.isfinite().flatten(1).all(-1) for t in as_tuple(ends)]).all(0)
+    fine = torch.stack([t.isfinite().reshape(len(t), -1).all(-1) for t in as_tuple(ends)]).all(0)
     ends = _where(fine, ends, x)
     h = at.unravel(torch.where(fine[:, None], v, 0))
     to = manifold.frame(ends)

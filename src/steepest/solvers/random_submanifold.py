@@ -128,12 +128,12 @@ class RandomSubmanifold(Method):
 
 def _rows(x: Tensor, r: int, generator: torch.Generator) -> tuple[Any, Any]:
     """To take P_r of a matrix, and to put r new rows in place of P_r X: for P a permutation."""
-    index = torch.randperm(x.shape[-2], generator=generator)[:r].to(x.device)
+    index = torch.randperm(x.shape[-2], generator=generator, device=generator.device)[:r].to(x.device)
     return lambda m: m.index_select(-2, index), lambda rows: x.index_copy(-2, index, rows)
 
 
 def _subspace(x: Tensor, r: int, generator: torch.Generator) -> tuple[Any, Any]:
     """The same for P uniform: the Q of a Gaussian matrix, drawn in float64 so that it does not depend on the dtype."""
     kind = torch.complex128 if x.is_complex() else torch.float64
-    q = orthonormal_basis(torch.randn(x.shape[-2], r, dtype=kind, generator=generator).to(x))
+    q = orthonormal_basis(torch.randn(x.shape[-2], r, dtype=kind, generator=generator, device=generator.device).to(x))
     return lambda m: q.mH @ m, lambda rows: x + q @ (rows - q.mH @ x)

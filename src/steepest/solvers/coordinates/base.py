@@ -68,7 +68,7 @@ def coordinates(manifold: Manifold) -> Coordinates | None:
 @functools.lru_cache(maxsize=8)
 def _tournament(n: int) -> tuple[Tensor, Tensor]:
     even = n + n % 2
-    round_, step = torch.arange(even - 1)[:, None], torch.arange(1, even // 2)
+    round_, step = torch.arange(even - 1, device="cpu")[:, None], torch.arange(1, even // 2, device="cpu")
     i = torch.cat([torch.full_like(round_, even - 1), (round_ + step) % (even - 1)], -1)
     j = torch.cat([round_, (round_ - step) % (even - 1)], -1)
     return (i, j) if n == even else (i[:, 1:], j[:, 1:])

@@ -104,8 +104,8 @@ class PerturbedSRG(SumMethod):
         draw a little longer."""
         generator = terms.generator(epoch, 3)
         z = at.random(generator)
-        share = torch.rand((), dtype=torch.float64, generator=generator).item() ** (1 / at.size)
-        return self.radius * share * z / z.norm().clamp_min(torch.finfo(z.dtype).tiny)
+        uniform = torch.rand((), dtype=torch.float64, generator=generator, device=generator.device).item()
+        return self.radius * uniform ** (1 / at.size) * z / z.norm().clamp_min(torch.finfo(z.dtype).tiny)
 
     @classmethod
     def examples(cls) -> list[SumMethod]:

@@ -129,12 +129,15 @@ class FiniteSum(Problem):
             return
         generator, size = self.generator(*numbers), self.batch_size
         if self.replacement:
-            drawn = torch.randint(self.n, (count * size,), generator=generator)
+            drawn = torch.randint(self.n, (count * size,), generator=generator, device=generator.device)
         else:
             passes = math.ceil(count * size / self.n)
-            drawn = torch.cat([torch.randperm(self.n, generator=generator) for _ in range(passes)])[: count * size]
+            drawn = torch.cat([self._shuffled(generator) for _ in range(passes)])[: count * size]
         yield from drawn.to(self.everything.device).split(size)
 
     def sample(self, size: int, *numbers: int) -> Tensor:
         """Different terms, so many, drawn by the seed and these numbers alone."""
-        return torch.randperm(self.n, generator=self.generator(*numbers))[:size].to(self.everything.device)
+        return self._shuffled(self.generator(*numbers))[:size].to(self.everything.device)
+
+    def _shuffled(self, generator: torch.Generator) -> Tensor:
+        return torch.randperm(self.n, generator=generator, device=generator.device)

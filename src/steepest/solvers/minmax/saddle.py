@@ -71,7 +71,8 @@ class Saddle:
         """The mean of `size` terms, drawn with replacement by a generator that depends on the numbers, at a point."""
         assert self.terms is not None
         generator = self.problem.generator(*numbers)
-        index = torch.randint(self.terms, (size,), generator=generator).to(as_tuple(at.x)[0].device)
+        drawn = torch.randint(self.terms, (size,), generator=generator, device=generator.device)
+        index = drawn.to(as_tuple(at.x)[0].device)
         part = Problem(lambda z: self._mean(z, index), self.manifold, seed=self.problem.seed)
         part.evaluations, part.curvature = self.problem.evaluations, True
         return part.at(at.x)

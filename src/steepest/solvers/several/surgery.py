@@ -95,7 +95,7 @@ class PCGrad(Aggregator):
         for i in range(gram.shape[-1]):
             w = torch.zeros_like(total)
             w[..., i] = 1
-            for j in torch.randperm(gram.shape[-1], generator=generator).tolist():
+            for j in torch.randperm(gram.shape[-1], generator=generator, device=generator.device).tolist():
                 if j != i:
                     inner, square = torch.linalg.vecdot(gram[..., j, :], w), gram[..., j, j]
                     w[..., j] -= torch.where(square > 0, inner.clamp_max(0) / square, 0)
