@@ -228,3 +228,16 @@ def test_full_precision():
 def test_options(rule, option, value):
     with pytest.raises(ValueError, match=option):
         rule(**{option: value})
+
+
+def test_a_refined_step_is_not_taken_where_the_function_ends():
+    """By slopes alone the minimum lies ten times as far, where f is infinite."""
+
+    def fun(x):
+        return torch.where(x > 2, torch.inf, 1e9 - 1e-7 * x).sum()
+
+    at = Problem(fun, Euclidean(1)).at(torch.zeros(1, dtype=torch.float64))
+    p = -at.gradient / at.norm
+    t, to = Armijo(refine=True).search(at, p, float(at.gradient @ p), 1.0)
+    assert to.value <= at.value
+    assert t == 1.0

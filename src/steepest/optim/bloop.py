@@ -67,7 +67,7 @@ class Bloop(Wrapper):
             points = [p for p in self._points() if any(t in grads or t in second for t in p.params)]
             for p in (p for point in points for p in point.params):
                 for kept in (grads, second):
-                    kept.setdefault(p, torch.zeros_like(next(k[p] for k in (grads, second) if p in k)))
+                    kept.setdefault(p, torch.zeros_like(next((k[p] for k in (grads, second) if p in k), p)))
             self._remember(grads)
             share = self._share(points, second)
             for p, g in grads.items():

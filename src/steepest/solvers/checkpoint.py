@@ -47,12 +47,13 @@ class Checkpoint:
             torch.save(content, temporary)
         self.last = time.monotonic()
 
-    def load(self) -> tuple[Iterate, State, list[Record], float] | None:
-        """The run in the file, None where there is no file."""
+    def load(self, x0: Any) -> tuple[Iterate, State, list[Record], float] | None:
+        """The run in the file, on the device of x0, wherever it was saved; None where there is no file."""
         if self.path is None or not self.path.exists():
             return None
+        device = as_tuple(x0)[0].device
         try:
-            content = torch.load(self.path, weights_only=True)
+            content = torch.load(self.path, map_location=device, weights_only=True)
         except Exception as error:
             raise ValueError(f"checkpoint: {self.path} cannot be read ({error}); remove it to start anew") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:

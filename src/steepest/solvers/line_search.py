@@ -84,8 +84,12 @@ class Armijo(LineSearch):
             return found
         t, to = found
         after = at.slope(p, t, to)
-        best = t * slope / (slope - after) if after > slope else 10 * t
-        return found if abs(after) <= -0.2 * slope else (best := min(best, 10 * t), at.move(best * p))
+        if abs(after) <= -0.2 * slope:
+            return found
+        best = min(t * slope / (slope - after), 10 * t) if after > slope else 10 * t
+        other = at.move(best * p)
+        highest = at.value if reference is None else reference
+        return (best, other) if other.value <= highest + rounding(at) else found
 
     def along(
         self,
@@ -212,6 +216,8 @@ class HagerZhang(LineSearch):
             low, high = self._bracket(line, initial)
             while True:
                 width = high.t - low.t
+                if not low.t < (low.t + high.t) / 2 < high.t:  # neighbouring numbers
+                    return line.best.found if line.best else None
                 low, high = self._secant2(line, low, high)
                 if high.t - low.t > self.shrink * width:
                     low, high = self._update(line, low, high, (low.t + high.t) / 2)

@@ -84,7 +84,7 @@ def minimize(
     problem.curvature, problem.derivatives = method.curvature, method.order > 0
     problem.tolerance = tolerance
     keeper = Checkpoint(checkpoint, checkpoint_every, problem, method)
-    at, state, history, before = keeper.load() or _first(problem, method, x0)
+    at, state, history, before = keeper.load(x0) or _first(problem, method, x0)
     run = _Run(problem, method, history, before, started, verbose, callback)
     run.remember(state.pop("run", None), x0)
     return run.loop(at, state, Limits(tolerance, max_iterations, max_evaluations, max_seconds), keeper)

@@ -80,7 +80,8 @@ class Newton(Method):
 
     def _along(self, at: Iterate, p: Tensor) -> Found:
         slope = float(torch.dot(at.gradient, p))
-        if -slope < 10 * rounding(at) and (full := at.move(p)).norm < at.norm:
+        noise = 10 * rounding(at)
+        if -slope < noise and (full := at.move(p)).value <= at.value + noise and full.norm < at.norm:
             return 1.0, full
         found = self.line_search.search(at, p, slope, 1.0)
         if found is None:

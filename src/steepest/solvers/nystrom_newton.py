@@ -108,7 +108,8 @@ class NystromNewton(Method):
 
     def _searched(self, at: Iterate, p: Tensor) -> tuple[float, Iterate]:
         slope, full = float(at.gradient @ p), at.move(p)
-        if -slope < 10 * rounding(at) and full.norm < at.norm:
+        noise = 10 * rounding(at)
+        if -slope < noise and full.value <= at.value + noise and full.norm < at.norm:
             return 1.0, full
         found = self.line_search.search(at, p, slope, 1.0)
         if found is None:

@@ -98,7 +98,7 @@ def minimize_sum(
     check_limits(tolerance, epochs, None, max_seconds, checkpoint_every, verbose, "epochs")
     terms = FiniteSum(term, n, manifold, batch_size, chunk_size, replacement, seed, as_tuple(x0)[0].device)
     keeper = Checkpoint(checkpoint, checkpoint_every, terms, method)
-    at, state, history, before = _resumed(terms, keeper) or _first(terms, method, x0)
+    at, state, history, before = _resumed(terms, keeper, x0) or _first(terms, method, x0)
     limits = Limits(None if method.saddles else tolerance, epochs, seconds=max_seconds, unit="epochs")
     run = _Run(terms, method, history, started - before, verbose, callback)
     run.best = _packed(terms, state.pop("best", None))
@@ -205,8 +205,8 @@ def _first(terms: FiniteSum, method: SumMethod, x0: Any) -> tuple[Iterate, State
     return at, {"rate": method.rate, "halved": 0, "iteration": 0, "terms": 0, "sizes": _sizes(terms)}, [], 0.0
 
 
-def _resumed(terms: FiniteSum, keeper: Checkpoint) -> tuple[Iterate, State, list[Record], float] | None:
-    found = keeper.load()
+def _resumed(terms: FiniteSum, keeper: Checkpoint, x0: Any) -> tuple[Iterate, State, list[Record], float] | None:
+    found = keeper.load(x0)
     if found is not None:
         state = found[1]
         if state["sizes"] != _sizes(terms):

@@ -95,7 +95,7 @@ def minmax(
     if fault := method.fault(saddle, problem.at((*as_tuple(x0), *as_tuple(y0)))):
         raise ValueError(f"method: {type(method).__name__} {fault}")
     keeper = Checkpoint(checkpoint, checkpoint_every, problem, method)
-    at, state, history, before = keeper.load() or _first(saddle, method, x0, y0)
+    at, state, history, before = keeper.load(x0) or _first(saddle, method, x0, y0)
     if method.energy:
         saddle.problem.evaluations.values = len(history)  # one for each record, which the file does not count
     run = _Run(saddle, method, history, started - before, verbose, callback)

@@ -124,7 +124,7 @@ def minimize_several(
     check_limits(tolerance, max_iterations, None, max_seconds, checkpoint_every, verbose)
     problem = Objectives(functions, manifold, seed)
     keeper = Checkpoint(checkpoint, checkpoint_every, problem, aggregator)
-    at, state, history, before = keeper.load() or (problem.at(x0), State(iteration=0), [], 0.0)
+    at, state, history, before = keeper.load(x0) or (problem.at(x0), State(iteration=0), [], 0.0)
     counted = dataclasses.replace(problem.evaluations)
     here = _known(problem, at)
     if history:
