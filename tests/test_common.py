@@ -51,8 +51,23 @@ def test_projector(projector, check):
     check(projector)
 
 
-@pytest.mark.parametrize("check", testing.SOLVER_CHECKS, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("method", testing.solvers(), ids=str)
+LONG = {"CubicNewton", "FrankWolfe", "NelderMead", "NystromNewton", "ParticleSwarm", "ZerothOrderFrankWolfe"}
+"""Methods of many, or of dear, steps: in the common run they show that they get there, and the cheap things."""
+
+
+def _solvers():
+    """Every example with every check; in the common run the first of each class."""
+    seen = set()
+    for method in testing.solvers():
+        for check in testing.SOLVER_CHECKS:
+            short = check.__name__ in ("check_optimum", "check_limits", "check_spec")
+            long = type(method) in seen or (type(method).__name__ in LONG and not short)
+            marks = [pytest.mark.slow] if long and check.__name__ != "check_spec" else []
+            yield pytest.param(method, check, marks=marks, id=f"{method}-{check.__name__}")
+        seen.add(type(method))
+
+
+@pytest.mark.parametrize(("method", "check"), list(_solvers()))
 def test_solver(method, check):
     check(method)
 

@@ -130,6 +130,7 @@ FAMILIES = [(SGD, "svrg"), (SGD, "srg"), (Adam, "svrg"), (torch.optim.SGD, "srg"
 FAMILIES += [(torch.optim.AdamW, "svrg")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "kind"), FAMILIES, ids=str)
 def test_a_constant_rate_converges_with_any_optimizer(family, kind):
     """On a least-squares problem in which single terms disagree; with the optimisers that divide by the gradient's

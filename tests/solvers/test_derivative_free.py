@@ -102,6 +102,7 @@ def test_complex_points():
         assert abs(result.value + float(torch.linalg.eigvalsh(a)[-1])) < 1e-6, method
 
 
+@pytest.mark.slow
 def test_adaptive_factors_help_in_many_dimensions():
     """Gao and Han 2012, section 4: on a quadratic in 16 dimensions the standard factors are slower in the end."""
     scales = torch.linspace(1, 10, 16, dtype=torch.float64)

@@ -147,6 +147,7 @@ def test_the_mean_of_positive_definite_matrices(method):
     assert result.value < karcher(points)(high) - 10 * (result.value - karcher(points)(expected))
 
 
+@pytest.mark.slow
 def test_the_gap_bounds_the_error_and_falls_like_one_over_k():
     """The mean lies outside, so that the optimum is on the boundary, within a face of it."""
     points = spd(2, 4, seed=1)
@@ -204,6 +205,7 @@ def test_batches_are_products():
     assert SPD().dist(result.x, SPD().mean(points)).max() < 0.01
 
 
+@pytest.mark.slow
 def test_few_directions_are_averaged():
     """Noise of the estimate goes to zero, so that the open loop converges."""
     a = torch.linspace(1, 3, 12, dtype=DOUBLE)

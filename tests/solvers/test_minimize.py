@@ -467,6 +467,7 @@ minimize(fun, x0, Euclidean(1), max_iterations=6, tolerance=0.0, checkpoint=sys.
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX's")
 def test_a_process_killed_in_mid_save(tmp_path):
     """The file of the save before is whole, and the run goes on from there to the unbroken one's numbers."""

@@ -117,6 +117,10 @@ class Armijo(LineSearch):
         return (best, other) if other.value < to.value else (t, to)
 
 
+LEVEL = 4
+"""Trials that differ from the start by rounding alone, after which Wolfe's search takes the one of least slope."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Wolfe(LineSearch):
     """The strong Wolfe conditions: enough decrease, and a slope of at most `curvature` times the first one.
@@ -160,8 +164,13 @@ class Wolfe(LineSearch):
 
     def _zoom(self, line: _Line, low: _Trial, high: _Trial, trials: int) -> Found | None:
         """`low` is the best t with enough decrease so far, and the slope there points to `high`."""
+        level: list[_Trial] = []
         for _ in range(trials):
             trial = line.trial(_cubic(low, high))
+            if abs(trial.value - line.value) <= line.slack:
+                level.append(trial)
+            if len(level) == LEVEL:
+                return min(level, key=lambda t: abs(t.slope)).found
             if not line.lower(trial, low, self.decrease):
                 high = trial
             else:
