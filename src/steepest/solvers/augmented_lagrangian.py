@@ -36,8 +36,8 @@ class AugmentedLagrangian(ConstrainedMethod):
         bound: largest multiplier that is kept, in size.
 
     Liu and Boumal 2019, "Simple algorithms for optimization on Riemannian manifolds with constraints" (1901.10000),
-    algorithm 1, with the constants of its experiments but for `bound` (there 100, which makes a penalty method of it
-    where a multiplier is larger) and `tightening` (there 1e-3 to 1e-6 in thirty steps).
+    algorithm 1. Its constants were not checked against the authors' code, and two were chosen: `bound`, as a hundred
+    would make a penalty method of it where a multiplier is larger, and `tightening`.
 
     >>> from steepest import Sphere
     >>> from steepest.solvers import AugmentedLagrangian, minimize_constrained

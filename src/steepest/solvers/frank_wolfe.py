@@ -61,7 +61,7 @@ class SPDInterval(Region):
     """Positive definite matrices with L <= X <= U in Loewner's order, under the affine-invariant metric.
 
     In coordinates at X = K K^T the oracle minimises tr(S log Z) over K^-1 L K^-T <= Z <= K^-1 U K^-T. With P the root
-    of the interval's width and S = Q diag(s) Q^T, Weber and Sra give Z = L + P Q [s < 0] Q^T P. That is the minimiser
+    of the interval's width and S = Q diag(s) Q^T, take Z = L + P Q [s < 0] Q^T P. That is the minimiser
     where S is definite, and where everything commutes; elsewhere it is not (for random S of size 5 it was 3 to 56
     percent short of the minimum). So it is where an iteration starts, of which each step is the exact oracle for the
     derivative D of tr(S log Z), the same formula with P D P for S, and a part of the way to its answer; from whatever
@@ -69,9 +69,9 @@ class SPDInterval(Region):
 
     Args:
         lower, upper: L and U, `(n, n)` or with batch dimensions; U - L is positive semidefinite.
-        polish: steps of that iteration at most. 0: the paper's formula.
+        polish: steps of that iteration at most. 0: the formula.
 
-    Weber and Sra 2017, "Riemannian optimization via Frank-Wolfe methods" (1710.10770), theorem 4.1.
+    After Weber and Sra 2017, "Riemannian optimization via Frank-Wolfe methods" (1710.10770), theorem 4.1.
 
     >>> from steepest.solvers import SPDInterval
     >>> SPDInterval([[1.0, 0.0], [0.0, 1.0]], [[2.0, 0.0], [0.0, 2.0]])

@@ -60,7 +60,7 @@ class SketchedNewton(ConstrainedMethod):
     Hong, Na, Mahoney and Kolar 2023, "Constrained optimization via exact augmented Lagrangian and randomized iterative
     sketching" (2305.18379), on a manifold: gradients, Hessians and Jacobians are Riemannian, in a frame. Gower and
     Richtárik 2015 (1506.03296), sketch and project. Chosen here: least squares for the first multipliers, the residual
-    as the measure of accuracy, and B, of which the paper asks that it be positive on the kernel of G.
+    as the measure of accuracy, and B, positive on the kernel of G. It was not compared with the authors' code.
 
     >>> from steepest import Sphere
     >>> from steepest.solvers import minimize_constrained

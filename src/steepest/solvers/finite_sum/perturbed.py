@@ -41,7 +41,7 @@ class PerturbedSRG(SumMethod):
         drop: by how much an escape must lower f, in units of 1 + \\|f\\|.
 
     Han and Gao 2020, "Escape saddle points faster on manifolds via perturbed Riemannian stochastic recursive gradient"
-    (2010.12191), written from the paper's description, as its authors' code is not public. Outside of escapes the steps
+    (2010.12191), the algorithm; it was not compared with numbers of its authors' code. Outside of escapes the steps
     are `SRG`'s, on the manifold. That an escape without a drop ends the run is Jin et al. 2017 (1703.00887), algorithm
     4; the paper runs for a given number of steps.
 
