@@ -98,7 +98,7 @@ def test_errors_name_the_argument(build, words):
 def test_closed_follows_the_metric():
     assert SPD().closed == {"exp", "log", "dist", "transport", "hessian"}
     assert SPD("log-cholesky").closed == {"exp", "log", "dist", "transport", "hessian", "mean"}
-    assert SPD("bures-wasserstein").closed == {"exp", "log", "dist"}
+    assert SPD("bures-wasserstein").closed == {"exp", "log", "dist", "hessian"}
     assert SPD(KERNELS["bkm"]).closed == frozenset()
     assert SPD(PowerDeformed(KERNELS["bkm"], 2.0)).closed >= set()
 
