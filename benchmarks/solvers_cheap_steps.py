@@ -236,7 +236,7 @@ def coordinate(quick):
             gaps = [max(r.value - problem["optimum"], 1e-17) / abs(problem["optimum"]) for r in result.history]
             right.loglog([max(r.evaluations, 1) for r in result.history], gaps, label=label)
         right.set(title=f"Procrustes, Stiefel({n}, {p})", xlabel="values and gradients", ylabel="relative gap")
-        right.legend(loc="lower left")
+        right.legend(loc=(0.45, 0.02))
     (DOCS / "solvers-coordinate.png").write_bytes(buffer.getvalue())
 
 
