@@ -174,13 +174,12 @@ class ConstrainedResult:
         return max(self.stationarity, self.violation, self.complementarity)
 
     def __repr__(self) -> str:
-        e = self.evaluations
-        counts = f"{e.values} values, {e.gradients} gradients, {e.products} products with the Hessian"
         return (
             f"{type(self.method).__name__}: {self.reason} (success={self.success})\n"
             f"value {self.value:.15g}, stationarity {self.stationarity:.3g}, violation {self.violation:.3g}, "
             f"complementarity {self.complementarity:.3g}\n"
-            f"after {self.iterations} iterations, {self.inner_iterations} inner ones, in {self.seconds:.2f} s\n{counts}"
+            f"after {self.iterations} iterations, {self.inner_iterations} inner ones, in {self.seconds:.2f} s\n"
+            f"{self.evaluations}"
         )
 
 

@@ -39,6 +39,9 @@ class Evaluations:
         """All of them."""
         return self.values + self.gradients + self.products
 
+    def __str__(self) -> str:
+        return f"{self.values} values, {self.gradients} gradients, {self.products} products with the Hessian"
+
 
 class Problem:
     """A real function f on a manifold, with its derivatives in coordinates, and a count of what has been computed.

@@ -59,12 +59,10 @@ class Result:
     method: Any
 
     def __repr__(self) -> str:
-        e = self.evaluations
-        counts = f"{e.values} values, {e.gradients} gradients, {e.products} products with the Hessian"
         return (
             f"{type(self.method).__name__}: {self.reason} (success={self.success})\n"
             f"value {self.value:.15g}, gradient norm {self.gradient_norm:.3g}, after {self.iterations} iterations "
-            f"in {self.seconds:.2f} s\n{counts}"
+            f"in {self.seconds:.2f} s\n{self.evaluations}"
         )
 
     def plot(self, optimum: float | None = None) -> Any:

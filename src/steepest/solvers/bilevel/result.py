@@ -46,15 +46,12 @@ class BilevelResult:
     method: Any
 
     def __repr__(self) -> str:
-        def counts(e: Evaluations) -> str:
-            return f"{e.values} values, {e.gradients} gradients, {e.products} products with the Hessian"
-
         return (
             f"{type(self.method).__name__}: {self.reason} (success={self.success})\n"
             f"value {self.value:.15g}, hypergradient norm {self.gradient_norm:.3g} (error about "
             f"{self.gradient_error:.2g}), lower gradient norm {self.lower_gradient_norm:.3g}, after {self.iterations} "
-            f"iterations in {self.seconds:.2f} s\nupper: {counts(self.evaluations)}\n"
-            f"lower: {counts(self.lower_evaluations)}"
+            f"iterations in {self.seconds:.2f} s\nupper: {self.evaluations}\n"
+            f"lower: {self.lower_evaluations}"
         )
 
     def plot(self, optimum: float | None = None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -131,8 +132,9 @@ class _Run:
             except Stop as stop:
                 end = stop.reason, stop.converged
             else:
-                bar.set_postfix(value=f"{at.value:.6g}", gradient=f"{at.norm:.1e}", refresh=False)
-                bar.update()
+                if bar is not None:
+                    bar.set_postfix(value=f"{at.value:.6g}", gradient=f"{at.norm:.1e}", refresh=False)
+                    bar.update()
                 end = self._look(at, state, limits)
             kept = {**state, "best": list(as_tuple((self.best or at).x))}
             keeper.save(at, kept, self.history, self._seconds(), end is not None)
@@ -226,24 +228,10 @@ def _sizes(terms: FiniteSum) -> list[int]:
     return [terms.n, terms.batch_size, int(terms.replacement)]
 
 
-class _NoBar:
-    def __enter__(self) -> _NoBar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def update(self) -> None:
-        """Nothing to show it on."""
-
-    def set_postfix(self, **_: Any) -> None:
-        """Nothing to show it on."""
-
-
 def _bar(total: int, initial: int, wanted: bool) -> Any:
-    """A bar on a terminal, nothing elsewhere."""
+    """A bar on a terminal; None where there is no tqdm to make one."""
     try:
         from tqdm import tqdm
     except ImportError:
-        return _NoBar()
+        return contextlib.nullcontext()
     return tqdm(total=total, initial=initial, unit="epoch", dynamic_ncols=True, disable=None if wanted else True)

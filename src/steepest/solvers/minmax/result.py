@@ -39,12 +39,11 @@ class MinMaxResult:
     method: Any
 
     def __repr__(self) -> str:
-        e = self.evaluations
-        counts = f"{e.values} values, {e.gradients} gradients, {e.products} products with the Hessian"
         return (
             f"{type(self.method).__name__}: {self.reason} (success={self.success})\n"
             f"value {self.value:.15g}, gradient norm {self.gradient_norm:.3g} ({self.gradient_norm_x:.3g} of x, "
-            f"{self.gradient_norm_y:.3g} of y), after {self.iterations} iterations in {self.seconds:.2f} s\n{counts}"
+            f"{self.gradient_norm_y:.3g} of y), after {self.iterations} iterations in {self.seconds:.2f} s\n"
+            f"{self.evaluations}"
         )
 
     def plot(self) -> Any:
