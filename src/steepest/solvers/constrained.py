@@ -16,7 +16,7 @@ from steepest.linalg.precision import widen
 from steepest.manifolds.base import Manifold
 from steepest.manifolds.tensors import each
 from steepest.solvers.base import State, Stop
-from steepest.solvers.loop import Limits, check_limits, named, place, shown
+from steepest.solvers.loop import Journal, Limits, check_limits, named, place, shown
 from steepest.solvers.problem import Evaluations, Function, Problem
 from steepest.solvers.result import Record
 from steepest.spec import Spec
@@ -247,7 +247,16 @@ def minimize_constrained(
     return _Run(problem, method, started, verbose, callback).loop(x, state, limits)
 
 
-class _Run:
+def _row(record: Record) -> str:
+    rest = "  ".join(f"{k} {v:.3g}" for k, v in record.note.items() if k != "violation")
+    numbers = f"{record.iteration:>6}  {record.value:>+23.15e}  {record.gradient_norm:>12.5e}"
+    return f"{numbers}  {record.note['violation']:>12.5e}  {record.evaluations:>8}  {record.seconds:>8.2f}  {rest}"
+
+
+class _Run(Journal):
+    header = HEADER
+    row = staticmethod(_row)
+
     def __init__(
         self,
         problem: ConstrainedProblem,
@@ -256,15 +265,14 @@ class _Run:
         verbose: int,
         callback: Callable[[Record, Any], Any] | None,
     ) -> None:
-        self.problem, self.method, self.started = problem, method, started
-        self.verbose, self.callback = verbose, callback
-        self.history: list[Record] = []
+        super().__init__([], started, verbose)
+        self.problem, self.method = problem, method
+        self.callback = callback
         self.best: tuple[Any, KKT, State] | None = None
 
     def loop(self, x: Any, state: State, limits: Limits) -> ConstrainedResult:
         """Steps until there is a reason to stop."""
-        if self.verbose:
-            print(HEADER)
+        self._begin()
         end = self._look(x, state, limits)
         while end is None:
             try:
@@ -274,8 +282,7 @@ class _Run:
                 break
             state = {**changed, "iteration": state["iteration"] + 1}
             end = self._look(x, state, limits)
-        if self.verbose:
-            print(end[0])
+        self._end(end[0])
         return self._result(state["iteration"], end[0], limits)
 
     def _look(self, x: Any, state: State, limits: Limits) -> tuple[str, bool] | None:
@@ -283,9 +290,7 @@ class _Run:
         kkt = self.problem.kkt(x, state["equality"], state["inequality"])
         count, note = self.problem.evaluations.total, {"violation": kkt.violation, **shown(state.get("note", {}))}
         record = Record(state["iteration"], kkt.value, kkt.stationarity, self._seconds(), count, note)
-        self.history.append(record)
-        if self.verbose and record.iteration % self.verbose == 0:
-            print(_row(record))
+        self._write(record)
         if self.best is None or kkt.residual <= self.best[1].residual:
             self.best = x, kkt, state
         if self.callback is not None and self.callback(record, x):
@@ -312,9 +317,6 @@ class _Run:
             self.history,
             self.method,
         )
-
-    def _seconds(self) -> float:
-        return time.perf_counter() - self.started
 
 
 def _start(problem: ConstrainedProblem, x: Any) -> tuple[Tensor, Tensor]:
@@ -349,9 +351,3 @@ def _flat(given: Constraints | None, x: Any) -> Tensor:
 
 def _shaped(multipliers: Tensor, shape: torch.Size | None) -> Tensor | None:
     return None if shape is None else multipliers.reshape(shape)
-
-
-def _row(record: Record) -> str:
-    rest = "  ".join(f"{k} {v:.3g}" for k, v in record.note.items() if k != "violation")
-    numbers = f"{record.iteration:>6}  {record.value:>+23.15e}  {record.gradient_norm:>12.5e}"
-    return f"{numbers}  {record.note['violation']:>12.5e}  {record.evaluations:>8}  {record.seconds:>8.2f}  {rest}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from steepest.manifolds.base import Manifold
 from steepest.manifolds.euclidean import Euclidean
 from steepest.manifolds.tensors import as_tuple, each
 from steepest.solvers.problem import Iterate
-from steepest.solvers.result import Record
+from steepest.solvers.result import HEADER, Record
 
 T = TypeVar("T")
 MEND = 100
@@ -113,6 +114,42 @@ class Limits:
         if self.seconds is not None and record.seconds >= self.seconds:
             return f"max_seconds = {self.seconds:g} reached", False
         return None
+
+
+class Journal:
+    """What a run writes down: its history, the lines of its table, and the seconds.
+
+    Args:
+        history: the records of the runs that this one goes on from.
+        started: when it began, on the clock of `time.perf_counter`, less what those took.
+        verbose: print every so many-th record.
+    """
+
+    header = HEADER
+    row = staticmethod(Record.row)
+
+    def __init__(self, history: list[Record], started: float, verbose: int) -> None:
+        self.history, self.started, self.verbose = history, started, verbose
+
+    def _begin(self) -> None:
+        if self.verbose:
+            print(self.header)
+
+    def _write(self, record: Record) -> bool:
+        """Whether it is new: a run that goes on looks at its first point again."""
+        fresh = not self.history or self.history[-1].iteration < record.iteration
+        if fresh:
+            self.history.append(record)
+        if self.verbose and record.iteration % self.verbose == 0:
+            print(self.row(record))
+        return fresh
+
+    def _end(self, reason: str) -> None:
+        if self.verbose:
+            print(reason)
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self.started
 
 
 def shown(note: dict[str, Any]) -> dict[str, float | str]:

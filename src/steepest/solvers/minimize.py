@@ -13,9 +13,9 @@ from steepest.manifolds.tensors import as_tuple, like
 from steepest.solvers.base import Method, State, Stop
 from steepest.solvers.checkpoint import Checkpoint
 from steepest.solvers.line_search import rounding
-from steepest.solvers.loop import MEND, PATIENCE, Limits, check_limits, mended, named, place, shown
+from steepest.solvers.loop import MEND, PATIENCE, Journal, Limits, check_limits, mended, named, place, shown
 from steepest.solvers.problem import Function, Iterate, Problem
-from steepest.solvers.result import HEADER, Record, Result
+from steepest.solvers.result import Record, Result
 
 Callback = Callable[[Record, Any], Any]
 
@@ -90,7 +90,7 @@ def minimize(
     return run.loop(at, state, Limits(tolerance, max_iterations, max_evaluations, max_seconds), keeper)
 
 
-class _Run:
+class _Run(Journal):
     def __init__(
         self,
         problem: Problem,
@@ -101,17 +101,16 @@ class _Run:
         verbose: int,
         callback: Callback | None,
     ) -> None:
-        self.problem, self.method, self.history = problem, method, history
-        self.started = started - before
-        self.verbose, self.callback = verbose, callback
+        super().__init__(history, started - before, verbose)
+        self.problem, self.method = problem, method
+        self.callback = callback
         self.best: Iterate | None = None
         self.lowest = self.flattest = math.inf
         self.idle = 0
 
     def loop(self, at: Iterate, state: State, limits: Limits, keeper: Checkpoint) -> Result:
         """Steps until there is a reason to stop."""
-        if self.verbose:
-            print(HEADER)
+        self._begin()
         end = self._look(at, state, limits)
         while end is None:
             try:
@@ -126,8 +125,7 @@ class _Run:
             keeper.save(at, {**state, "run": self._memory()}, self.history, self._seconds(), False)
         seconds = self._seconds()
         keeper.save(at, {**state, "run": self._memory()}, self.history, seconds, True)
-        if self.verbose:
-            print(end[0])
+        self._end(end[0])
         best = self._answer(at, end[1], limits)
         norm = best.norm if self.method.order else math.nan
         return Result(
@@ -147,11 +145,7 @@ class _Run:
         norm = at.norm if self.method.order else math.nan
         count, note = self.problem.evaluations.total, shown(state.get("note", {}))
         record = Record(state["iteration"], at.value, norm, self._seconds(), count, note)
-        fresh = not self.history or self.history[-1].iteration < record.iteration
-        if fresh:
-            self.history.append(record)
-        if self.verbose and record.iteration % self.verbose == 0:
-            print(record.row())
+        fresh = self._write(record)
         if record.value == -math.inf:
             return "the function is unbounded below", False
         if self.method.order and not math.isfinite(norm):
@@ -209,9 +203,6 @@ class _Run:
         self.best = self.problem.at(like(x, memory["best"]))
         self.best.__dict__.update(memory["known"])  # so that nothing is computed again
         self.lowest, self.flattest, self.idle = (memory[name] for name in ("lowest", "flattest", "idle"))
-
-    def _seconds(self) -> float:
-        return time.perf_counter() - self.started
 
 
 def _first(problem: Problem, method: Method, x0: Any) -> tuple[Iterate, State, list[Record], float]:

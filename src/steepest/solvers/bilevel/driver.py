@@ -15,8 +15,8 @@ from steepest.solvers.base import Stop
 from steepest.solvers.bilevel.base import BilevelMethod, Standing
 from steepest.solvers.bilevel.levels import Function, Levels
 from steepest.solvers.bilevel.result import BilevelResult
-from steepest.solvers.loop import PATIENCE, Limits, check_limits, named, place, shown
-from steepest.solvers.result import HEADER, Record
+from steepest.solvers.loop import PATIENCE, Journal, Limits, check_limits, named, place, shown
+from steepest.solvers.result import Record
 
 Callback = Callable[[Record, Any, Any], Any]
 
@@ -95,21 +95,20 @@ def _check_start(levels: Levels, x0: Any, y0: Any) -> None:
             )
 
 
-class _Run:
+class _Run(Journal):
     def __init__(
         self, levels: Levels, method: BilevelMethod, started: float, verbose: int, callback: Callback | None
     ) -> None:
-        self.levels, self.method, self.started = levels, method, started
-        self.verbose, self.callback = verbose, callback
-        self.history: list[Record] = []
+        super().__init__([], started, verbose)
+        self.levels, self.method = levels, method
+        self.callback = callback
         self.best: Standing | None = None
         self.lowest = self.flattest = math.inf
         self.idle = 0
 
     def loop(self, x0: Any, y0: Any, limits: Limits) -> BilevelResult:
         """Steps until there is a reason to stop."""
-        if self.verbose:
-            print(HEADER)
+        self._begin()
         end: tuple[str, bool] | None = None
         walk = self.method.walk(self.levels, x0, y0)
         while end is None:
@@ -119,8 +118,7 @@ class _Run:
                 end = stop.reason, stop.converged
             except torch.linalg.LinAlgError as error:
                 end = f"a factorisation failed, shorter steps might converge: {error}", False
-        if self.verbose:
-            print(end[0])
+        self._end(end[0])
         return self._result(end)
 
     def _look(self, here: Standing, limits: Limits) -> tuple[str, bool] | None:
@@ -128,9 +126,7 @@ class _Run:
         note = shown(here.note) | {"lower": here.lower_norm}
         total = self.levels.above.total + self.levels.below.total
         record = Record(len(self.history), here.value, here.norm, self._seconds(), total, note)
-        self.history.append(record)
-        if self.verbose and record.iteration % self.verbose == 0:
-            print(record.row())
+        self._write(record)
         norm = max(here.norm, here.lower_norm)
         if norm <= self.flattest:
             self.best, self.flattest = here, norm
@@ -180,6 +176,3 @@ class _Run:
             self.history,
             self.method,
         )
-
-    def _seconds(self) -> float:
-        return time.perf_counter() - self.started

@@ -18,9 +18,9 @@ from steepest.solvers.checkpoint import Checkpoint
 from steepest.solvers.finite_sum.base import SumMethod
 from steepest.solvers.finite_sum.terms import FiniteSum, Term
 from steepest.solvers.line_search import rounding
-from steepest.solvers.loop import Limits, check_limits, mended, named, place
+from steepest.solvers.loop import Journal, Limits, check_limits, mended, named, place
 from steepest.solvers.problem import Evaluations, Iterate
-from steepest.solvers.result import HEADER, Record, Result
+from steepest.solvers.result import Record, Result
 
 HALVINGS = 30
 """Failed epochs in a row after which a run is given up."""
@@ -107,7 +107,7 @@ def minimize_sum(
         return run.loop(at, state, limits, keeper, bar)
 
 
-class _Run:
+class _Run(Journal):
     def __init__(
         self,
         terms: FiniteSum,
@@ -117,14 +117,14 @@ class _Run:
         verbose: int,
         callback: Callable[[Record, Any], Any] | None,
     ) -> None:
-        self.terms, self.method, self.history = terms, method, history
-        self.started, self.verbose, self.callback = started, verbose, callback
+        super().__init__(history, started, verbose)
+        self.terms, self.method = terms, method
+        self.callback = callback
         self.best: Iterate | None = None
 
     def loop(self, at: Iterate, state: State, limits: Limits, keeper: Checkpoint, bar: Any) -> Result:
         """Epochs until there is a reason to stop."""
-        if self.verbose:
-            print(HEADER)
+        self._begin()
         end = self._look(at, state, limits)
         while end is None:
             try:
@@ -138,8 +138,7 @@ class _Run:
                 end = self._look(at, state, limits)
             kept = {**state, "best": list(as_tuple((self.best or at).x))}
             keeper.save(at, kept, self.history, self._seconds(), end is not None)
-        if self.verbose:
-            print(end[0])
+        self._end(end[0])
         best, counted = self._answer(at, end[1], limits), Evaluations(gradients=self.terms.terms)
         iterations, seconds = state["iteration"], self._seconds()
         return Result(
@@ -174,10 +173,7 @@ class _Run:
         """Write the history, and see whether there is a reason to stop."""
         note = {**state.get("note", {}), "passes": state["terms"] / self.terms.n}
         record = Record(state["iteration"], at.value, at.norm, self._seconds(), state["terms"], note)
-        if not self.history or self.history[-1].iteration < record.iteration:
-            self.history.append(record)
-        if self.verbose and record.iteration % self.verbose == 0:
-            print(record.row())
+        self._write(record)
         if self._better(at):
             self.best = at
         if self.callback is not None and self.callback(record, at.x):
@@ -192,9 +188,6 @@ class _Run:
         noise = rounding(at)
         below = at.value < self.best.value - noise
         return below or (at.value <= self.best.value + noise and at.norm < self.best.norm)
-
-    def _seconds(self) -> float:
-        return time.perf_counter() - self.started
 
 
 def _first(terms: FiniteSum, method: SumMethod, x0: Any) -> tuple[Iterate, State, list[Record], float]:

@@ -16,12 +16,12 @@ from steepest.manifolds.base import Manifold
 from steepest.manifolds.tensors import as_tuple
 from steepest.solvers.base import State, Stop
 from steepest.solvers.checkpoint import Checkpoint
-from steepest.solvers.loop import MEND, PATIENCE, Limits, check_limits, mended, named, place, shown
+from steepest.solvers.loop import MEND, PATIENCE, Journal, Limits, check_limits, mended, named, place, shown
 from steepest.solvers.minmax.base import MinMaxMethod
 from steepest.solvers.minmax.result import MinMaxResult
 from steepest.solvers.minmax.saddle import Saddle
 from steepest.solvers.problem import Iterate
-from steepest.solvers.result import HEADER, Record
+from steepest.solvers.result import Record
 
 Callback = Callable[[Record, Any, Any], Any]
 
@@ -129,7 +129,7 @@ def _first(saddle: Saddle, method: MinMaxMethod, x0: Any, y0: Any) -> tuple[Iter
     return at, {**method.init(saddle, at), "iteration": 0}, [], 0.0
 
 
-class _Run:
+class _Run(Journal):
     def __init__(
         self,
         saddle: Saddle,
@@ -139,15 +139,15 @@ class _Run:
         verbose: int,
         callback: Callback | None,
     ) -> None:
-        self.saddle, self.method, self.history = saddle, method, history
-        self.started, self.verbose, self.callback = started, verbose, callback
+        super().__init__(history, started, verbose)
+        self.saddle, self.method = saddle, method
+        self.callback = callback
         self.best: tuple[float, Any] = (math.inf, None)
         self.idle = 0
 
     def loop(self, at: Iterate, state: State, limits: Limits, keeper: Checkpoint) -> MinMaxResult:
         """Steps until there is a reason to stop."""
-        if self.verbose:
-            print(HEADER)
+        self._begin()
         end = self._look(at, state, limits)
         while end is None:
             try:
@@ -162,8 +162,7 @@ class _Run:
                 break
             keeper.save(at, {**state, "run": self._memory()}, self.history, self._seconds(), False)
         keeper.save(at, {**state, "run": self._memory()}, self.history, self._seconds(), True)
-        if self.verbose:
-            print(end[0])
+        self._end(end[0])
         return self._result(at.x if self.best[1] is None else self.best[1], state["iteration"], end)
 
     def _step(self, at: Iterate, state: State) -> tuple[Iterate, State]:
@@ -199,11 +198,7 @@ class _Run:
             value, norm = at.value, at.norm
         count, note = self.saddle.evaluations.total, shown(state.get("note", {}))
         record = Record(state["iteration"], value, norm, self._seconds(), count, note)
-        fresh = not self.history or self.history[-1].iteration < record.iteration
-        if fresh:
-            self.history.append(record)
-        if self.verbose and record.iteration % self.verbose == 0:
-            print(record.row())
+        fresh = self._write(record)
         if not (math.isfinite(value) and math.isfinite(norm)):
             return "value or gradient is not finite any more: shorter steps might converge", False
         if fresh or self.best[1] is None:  # a run that goes on looks at its first point again
@@ -236,6 +231,3 @@ class _Run:
         """The same, from a checkpoint."""
         if memory and memory["best"] is not None:
             self.best, self.idle = (memory["norm"], tuple(memory["best"])), memory["idle"]
-
-    def _seconds(self) -> float:
-        return time.perf_counter() - self.started

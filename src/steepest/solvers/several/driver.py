@@ -17,9 +17,9 @@ from steepest.solvers.base import State, Stop
 from steepest.solvers.checkpoint import Checkpoint
 from steepest.solvers.coordinate_descent import armijo
 from steepest.solvers.line_search import Armijo
-from steepest.solvers.loop import MEND, Limits, check_limits, mended, named, place
+from steepest.solvers.loop import MEND, Journal, Limits, check_limits, mended, named, place
 from steepest.solvers.problem import Iterate
-from steepest.solvers.result import HEADER, Record, Result
+from steepest.solvers.result import Record, Result
 from steepest.solvers.several.base import Aggregator, safe_gram
 from steepest.solvers.several.cone import least_norm
 from steepest.solvers.several.objectives import Functions, Objectives
@@ -136,7 +136,7 @@ def minimize_several(
     )
 
 
-class _Run:
+class _Run(Journal):
     def __init__(
         self,
         problem: Objectives,
@@ -147,13 +147,13 @@ class _Run:
         verbose: int,
         callback: Callable[[Record, Any], Any] | None,
     ) -> None:
-        self.problem, self.aggregator, self.rule, self.history = problem, aggregator, rule, history
-        self.started, self.verbose, self.callback = started, verbose, callback
+        super().__init__(history, started, verbose)
+        self.problem, self.aggregator, self.rule = problem, aggregator, rule
+        self.callback = callback
 
     def loop(self, here: _Place, state: State, limits: Limits, keeper: Checkpoint) -> SeveralResult:
         """Steps until there is a reason to stop."""
-        if self.verbose:
-            print(HEADER)
+        self._begin()
         end = self._look(here, state, limits)
         while end is None:
             try:
@@ -164,8 +164,7 @@ class _Run:
             end = self._look(here, state, limits)
             keeper.save(here.at, state, self.history, self._seconds(), False)
         keeper.save(here.at, state, self.history, self._seconds(), True)
-        if self.verbose:
-            print(end[0])
+        self._end(end[0])
         return self._result(here, state["iteration"], end)
 
     def _result(self, here: _Place, iterations: int, end: tuple[str, bool]) -> SeveralResult:
@@ -188,10 +187,7 @@ class _Run:
         note = {f"f{i}": v for i, v in enumerate(here.values.tolist())} | {"step": state.get("length", 0.0)}
         mean, count = float(here.values.mean()), self.problem.evaluations.total
         record = Record(state["iteration"], mean, here.norm, self._seconds(), count, note)
-        if not self.history or self.history[-1].iteration < record.iteration:
-            self.history.append(record)
-        if self.verbose and record.iteration % self.verbose == 0:
-            print(record.row())
+        self._write(record)
         if self.callback is not None and self.callback(record, here.at.x):
             return "the callback ended it", False
         return limits.reason(record)
@@ -215,9 +211,6 @@ class _Run:
             return here
         values, jacobian = self.problem.jacobian(at)
         return _Place(at, values, jacobian) if values.isfinite().all() and jacobian.isfinite().all() else here
-
-    def _seconds(self) -> float:
-        return time.perf_counter() - self.started
 
 
 def _known(problem: Objectives, at: Iterate) -> _Place:
