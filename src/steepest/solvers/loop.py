@@ -126,7 +126,7 @@ class Journal:
     """
 
     header = HEADER
-    row = staticmethod(Record.row)
+    row: Callable[[Record], str] = staticmethod(Record.row)
 
     def __init__(self, history: list[Record], started: float, verbose: int) -> None:
         self.history, self.started, self.verbose = history, started, verbose
